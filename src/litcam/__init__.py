@@ -1,0 +1,1 @@
+"""litcam: fine-tune Vision Transformers with PyTorch Lightning and watch what they look at."""

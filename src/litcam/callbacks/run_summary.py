@@ -1,0 +1,7 @@
+"""RunSummary: what a run reached."""
+
+import lightning as L
+
+
+class RunSummary(L.Callback):
+    """x"""

@@ -1,0 +1,210 @@
+"""ViTClassifier: the LightningModule that fine-tunes a timm Vision Transformer. Knows nothing of explanations."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.data import Mixup, resolve_model_data_config
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+import litcam.models  # noqa: F401  # registers the packaged model with timm
+from litcam.data.batch import Batch
+from litcam.errors import InputError, UnsupportedModelError
+
+
+class ViTClassifier(L.LightningModule):
+    """Fine-tunes any timm Vision Transformer for single-label classification.
+
+    Args:
+        model: name of a timm model, such as ``vit_base_patch16_224`` or the packaged ``vit_mini_patch8_64``.
+        num_classes: size of the new head.
+        pretrained: ``true`` for timm's weights (or the packaged ones), ``false`` for random ones, or the path of a
+            local ``.safetensors`` or ``.pth`` file; position embeddings, patch kernels and heads of other sizes are
+            adapted.
+        model_kwargs: further arguments of the timm constructor, such as ``img_size`` or ``depth``.
+        drop_path: stochastic depth rate of the last block; earlier blocks have proportionally less.
+        freeze_backbone: train the head alone (linear probe).
+        lr: peak learning rate of the head; with layer decay earlier layers have less.
+        weight_decay: of AdamW; biases, norms, tokens and position embeddings have none.
+        layer_decay: factor from each layer to the one below it; 1 gives all layers the same learning rate.
+        warmup_share: share of all steps over which the learning rate rises linearly.
+        min_lr_share: share of the peak learning rate at which the cosine ends.
+        label_smoothing: mass spread evenly over all classes.
+        mixup: alpha of mixup; 0 is off.
+        cutmix: alpha of cutmix; 0 is off.
+
+    Raises:
+        InputError: for an unknown model name, a missing weight file or a value out of its range.
+        UnsupportedModelError: if the timm model is not a Vision Transformer with patch tokens.
+    """
+
+    def __init__(
+        self,
+        model: str = "vit_base_patch16_224",
+        num_classes: int = 1000,
+        pretrained: bool | str = True,
+        model_kwargs: dict[str, Any] | None = None,
+        drop_path: float = 0.0,
+        freeze_backbone: bool = False,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        layer_decay: float = 1.0,
+        warmup_share: float = 0.1,
+        min_lr_share: float = 0.01,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        _check_ranges(self.hparams)
+        self.net = _create_net(model, num_classes, pretrained, {"drop_path_rate": drop_path, **(model_kwargs or {})})
+        if freeze_backbone:
+            self._freeze_backbone()
+        self.mixup = (
+            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
+        )
+        accuracy = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+        if num_classes >= 10:
+            accuracy["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_metrics": MetricCollection(accuracy).clone(prefix=f"{stage}/")
+                for stage in ("train", "val", "test")
+            }
+        )
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """timm's data config of the net (input_size, mean, std, interpolation, …), at the size it was built for."""
+        config: dict[str, Any] = resolve_model_data_config(self.net)
+        size = getattr(self.net.patch_embed, "img_size", None)  # constructor overrides win over the pretrained config
+        return {**config, "input_size": (3, *size)} if size else config
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes] of normalised images [B, 3, H, W]."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch["image"], batch["label"]
+        if self.mixup is not None and len(images) % 2 == 0:  # timm pairs the images of a batch
+            images, soft_labels = self.mixup(images.clone(), labels)
+            logits = self(images)
+            loss = F.cross_entropy(logits, soft_labels)
+        else:
+            logits = self(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        self._log_step("train", loss, logits, labels)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluation_step("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluation_step("test", batch)
+
+    def _evaluation_step(self, stage: str, batch: Batch) -> None:
+        logits = self(batch["image"])
+        self._log_step(stage, F.cross_entropy(logits, batch["label"]), logits, batch["label"])
+
+    def _log_step(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Log the loss and the accuracies of a stage, averaged over the epoch and over all processes."""
+        training = stage == "train"
+        self.log(
+            f"{stage}/loss",
+            loss,
+            on_step=training,
+            on_epoch=not training,
+            batch_size=len(labels),
+            sync_dist=not training,
+        )
+        metrics = self.metrics[f"{stage}_metrics"]
+        metrics.update(logits.detach(), labels)  # type: ignore[operator]
+        self.log_dict(metrics, on_step=False, on_epoch=True)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with layer decay, linear warm-up and cosine decay, per optimizer step."""
+        groups = param_groups_layer_decay(
+            self.net,
+            weight_decay=self.hparams["weight_decay"],
+            no_weight_decay_list=getattr(self.net, "no_weight_decay", set)(),
+            layer_decay=self.hparams["layer_decay"],
+        )
+        for group in groups:  # torch's optimizers know no lr_scale: it has to be in the learning rate itself
+            group["lr"] = self.hparams["lr"] * group["lr_scale"]
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"])
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = _WarmupCosine(steps, self.hparams["warmup_share"], self.hparams["min_lr_share"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _freeze_backbone(self) -> None:
+        self.net.requires_grad_(False)
+        classifier = self.net.get_classifier()
+        for head in classifier if isinstance(classifier, tuple) else (classifier,):  # distilled models have two
+            head.requires_grad_(True)
+
+
+class _WarmupCosine:
+    """Factor of the learning rate at a step: linear from 1/warm-up to 1, then a half cosine down to ``floor``."""
+
+    def __init__(self, steps: int, warmup_share: float, floor: float) -> None:
+        self.steps = steps
+        self.warmup = round(warmup_share * steps)
+        self.floor = floor
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _create_net(name: str, num_classes: int, pretrained: bool | str, kwargs: dict[str, Any]) -> Any:
+    """A timm model with a new head; a local weight file goes the same way as a downloaded one."""
+    if isinstance(pretrained, str):
+        if not Path(pretrained).is_file():
+            raise InputError(f"pretrained names the file {pretrained!r}, which does not exist.")
+        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": pretrained}}
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        hint = f"; did you mean one of {', '.join(similar)}" if similar else ""
+        raise InputError(f"timm has no model {name!r}{hint}? timm.list_models() shows all.")
+    try:
+        net = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **kwargs)
+    except TypeError as error:
+        raise InputError(f"timm's {name} does not take these model_kwargs: {error}.") from error
+    if not hasattr(net, "blocks") or not hasattr(net, "patch_embed"):
+        raise UnsupportedModelError(
+            f"{name} is a {type(net).__name__}, not a Vision Transformer with patch tokens and blocks; "
+            "take one of timm's vit, deit, deit3, dinov2, dinov3, clip, siglip, beit or eva models."
+        )
+    return net
+
+
+def _check_ranges(hparams: Any) -> None:
+    """Refuse values that could only fail later, or do nothing."""
+    ranges = {
+        "num_classes": (2, math.inf),
+        "drop_path": (0, 0.99),
+        "lr": (0, math.inf),
+        "weight_decay": (0, math.inf),
+        "layer_decay": (1e-6, 1),
+        "warmup_share": (0, 0.99),
+        "min_lr_share": (0, 1),
+        "label_smoothing": (0, 0.99),
+        "mixup": (0, math.inf),
+        "cutmix": (0, math.inf),
+    }
+    for name, (low, high) in ranges.items():
+        if not low <= hparams[name] <= high:
+            raise InputError(f"{name} is {hparams[name]}; it has to lie between {low} and {high}.")

@@ -1,0 +1,104 @@
+"""The command line behind train.py: LightningCLI with litcam's defaults and its one-sentence errors.
+
+The only module that knows LightningCLI.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from litcam.callbacks import EpochSeed, RunSummary
+from litcam.checkpoints import read_checkpoint
+from litcam.classifier import ViTClassifier
+from litcam.data import ImageDataModule
+from litcam.errors import InputError, LitcamError
+
+
+class LitcamCLI(LightningCLI):
+    """LightningCLI for a ViTClassifier and one of litcam's data modules."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint of a run to resume")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        # Before the other callbacks: what they do in an epoch follows the epoch's seed.
+        trainer.callbacks.insert(0, EpochSeed(self.config["seed_everything"]))
+        trainer.callbacks.append(RunSummary())
+        return trainer
+
+
+def train(default_config: Path, args: Sequence[str] | None = None) -> None:
+    """Fine-tune as a config says, overridden by the command line; without ``--config``, as ``default_config`` says.
+
+    Ends the process with status 2 and one sentence when the configuration, the data or a checkpoint is not usable.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not any(argument.split("=")[0] in ("--config", "-c") for argument in arguments):
+        arguments = ["--config", str(default_config), *arguments]
+    with _plain_errors():
+        cli = _parse(arguments)
+        ckpt_path = cli.config["ckpt_path"]
+        if ckpt_path is not None:
+            read_checkpoint(ckpt_path)
+        _check_writable(cli.trainer)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _parse(arguments: ArgsType) -> LitcamCLI:
+    sys.argv = sys.argv[:1]  # LightningCLI warns when it is given arguments beside the process's own
+    return LitcamCLI(
+        model_class=ViTClassifier,
+        datamodule_class=ImageDataModule,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arguments,
+        run=False,
+    )
+
+
+def _check_writable(trainer: L.Trainer) -> None:
+    """Fail before training if the run folder cannot be written."""
+    folders = {logger.save_dir or trainer.default_root_dir for logger in trainer.loggers} or {trainer.default_root_dir}
+    for folder in map(str, folders):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"The run folder {folder!r} cannot be written ({error.strerror}); "
+                "name another with --trainer.logger.init_args.save_dir."
+            ) from error
+
+
+class _plain_errors:
+    """Print litcam's own errors as one sentence and leave with status 2; let everything else through."""
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        _silence_known_warnings()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, LitcamError):
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+
+def _silence_known_warnings() -> None:
+    """Hide hints that do not apply here, each with its reason."""
+    hints = (
+        "The '.*_dataloader' does not have many workers",  # the worker count is the user's, in the config
+        "`isinstance.treespec, LeafSpec.` is deprecated",  # inside lightning and torch
+        "The number of training batches .* is smaller than the logging interval",  # short runs log at epoch ends
+    )
+    for hint in hints:
+        warnings.filterwarnings("ignore", message=f".*{hint}.*")

@@ -1,0 +1,297 @@
+"""DigitScenes: real handwritten digits in cluttered colour scenes, with the box and the pixel mask of every instance.
+
+The data that is always there: the 1,797 digits ship with scikit-learn, the scenes are drawn on demand. Knows no model.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch.utils.data import Dataset
+
+from litcam.data.batch import Sample
+from litcam.data.module import ImageDataModule, Split
+from litcam.errors import InputError
+
+Image = NDArray[np.float32]
+
+_CELL = 32  # the 8 × 8 digits are enlarged to this side once, smoothly, before scenes scale them
+_SHEETS = 16  # of clutter: with windows and symmetries some four million backgrounds
+_CLUTTER_COLOURS = 12  # in a scene
+
+CLASS_NAMES = [str(digit) for digit in range(10)]
+_SPLIT_SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
+
+
+@dataclass(frozen=True)
+class SceneStyle:
+    """How hard a scene is: everything here is drawn anew for every scene within these bounds.
+
+    Attributes:
+        max_instances: at most this many instances of the class, at least one.
+        digit_size: smallest and largest side of a digit's cell, as shares of the image side.
+        clutter: number of digit fragments (of any class) strewn over the background.
+        contrast: least difference in luminance (0 to 255) between a digit and the mean of its background.
+        texture: amplitude of the background's texture (0 to 255).
+    """
+
+    max_instances: int = 3
+    digit_size: tuple[float, float] = (0.28, 0.47)  # 18 to 30 of 64 pixels
+    clutter: int = 10
+    contrast: float = 50.0
+    texture: float = 22.0
+
+
+@cache
+def _source_digits(split: Split) -> tuple[Image, list[int]]:
+    """The split's own digits as opacity [n, 32, 32], sorted by class, and where each class starts (11 numbers).
+
+    The splits share no digit, and each holds every class.
+    """
+    digits = load_digits()
+    first, last = _SPLIT_SHARES[split]
+    order = np.random.default_rng(1797).permutation(len(digits.target))  # one fixed partition, whatever the seed
+    chosen: list[NDArray[np.int64]] = []
+    for label in range(10):
+        members = order[digits.target[order] == label]
+        chosen.append(members[round(first * len(members)) : round(last * len(members))])
+    starts = [0, *np.cumsum([len(members) for members in chosen]).tolist()]
+    smooth = [cv2.resize(digit / 16, (_CELL, _CELL), interpolation=cv2.INTER_CUBIC) for digit in digits.images]
+    return np.clip(1.3 * np.stack(smooth), 0, 1)[np.concatenate(chosen)].astype(np.float32), starts
+
+
+class DigitScenes(Dataset[Sample]):
+    """Scenes of one to three instances of one digit class at random places and sizes, among fragments of other digits.
+
+    Scene ``i`` depends on ``seed``, ``split`` and ``i`` alone, bit for bit, in whatever process it is drawn. Indices
+    beyond ``num_scenes`` give further scenes of the same stream, so that every epoch can have fresh ones.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``; they share no source digit.
+        num_scenes: the length of the dataset.
+        image_size: side of the square scene in pixels.
+        seed: of the stream of scenes.
+        style: how hard the scenes are.
+
+    Raises:
+        InputError: for an unknown split, a length below 1 or a side below 32 pixels.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        num_scenes: int = 10_000,
+        image_size: int = 64,
+        seed: int = 0,
+        style: SceneStyle | None = None,
+    ) -> None:
+        if split not in _SPLIT_SHARES:
+            raise InputError(f"split is {split!r}; choose one of {', '.join(_SPLIT_SHARES)}.")
+        if num_scenes < 1:
+            raise InputError(f"num_scenes is {num_scenes}; at least 1 is needed.")
+        if image_size < 32:
+            raise InputError(f"image_size is {image_size}; digits need scenes of at least 32 pixels.")
+        self.split = split
+        self.num_scenes = num_scenes
+        self.image_size = image_size
+        self.seed = seed
+        self.style = style or SceneStyle()
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < 0:
+            raise IndexError(f"scene {index} does not exist: indices start at 0")
+        rng = np.random.default_rng([self.seed, list(_SPLIT_SHARES).index(self.split), index])
+        digits, starts = _source_digits(self.split)
+        label = int(rng.integers(10))
+        ground = rng.uniform(40, 215, size=3)
+        colours = _contrasting_colours(rng, ground, _CLUTTER_COLOURS + self.style.max_instances, self.style.contrast)
+        canvas = _background(rng, ground, self.image_size, self.style.texture)
+        self._lay_clutter(rng, canvas, colours[:_CLUTTER_COLOURS])
+        mask, boxes = self._place_instances(
+            rng, canvas, colours[_CLUTTER_COLOURS:], digits[starts[label] : starts[label + 1]]
+        )
+        return {
+            "image": torch.from_numpy(np.clip(canvas, 0, 255).astype(np.uint8)),
+            "label": label,
+            "boxes": torch.from_numpy(boxes),
+            "mask": torch.from_numpy(mask),
+            "id": f"{self.split}-{self.seed}-{index:06d}",
+        }
+
+    def _lay_clutter(self, rng: np.random.Generator, canvas: Image, colours: Image) -> None:
+        """Cover the background with a random window of a random clutter sheet, in this scene's own colours."""
+        sheets = _clutter_sheets(self.split, self.style.clutter, self.image_size, self.style.digit_size)
+        which, top, left, flip, mirror, transpose = rng.random(6).tolist()
+        opacity, colour_index = sheets[int(which * len(sheets))]
+        top, left = (int(share * (len(opacity) - self.image_size + 1)) for share in (top, left))
+        window = np.s_[top : top + self.image_size, left : left + self.image_size]
+        symmetry = np.s_[:: 1 if flip < 0.5 else -1, :: 1 if mirror < 0.5 else -1]
+        opacity, colour_index = opacity[window][symmetry], colour_index[window][symmetry]
+        if transpose < 0.5:
+            opacity, colour_index = opacity.T, colour_index.T
+        canvas += opacity * (colours.T.take(colour_index, axis=1, mode="clip") - canvas)  # "clip" skips a slow check
+
+    def _place_instances(
+        self, rng: np.random.Generator, canvas: Image, colours: Image, digits: Image
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Paint the instances in cells that do not overlap; return the instance map [H, W] and boxes [n, 4]."""
+        mask = np.zeros(canvas.shape[1:], dtype=np.uint8)
+        cells: list[tuple[int, int, int]] = []
+        boxes: list[tuple[int, int, int, int]] = []
+        wanted = int(rng.integers(1, self.style.max_instances + 1))
+        tries = 10 * wanted
+        # Uniform places would crowd the middle, for a cell has to lie inside: draw from a U-shaped law instead.
+        places = rng.beta(0.6, 0.6, size=(tries, 2)).tolist()
+        for (down, across), (which, size, angle) in zip(places, rng.random((tries, 3)).tolist(), strict=True):
+            side = _cell_side(size, self.image_size, self.style.digit_size)
+            y, x = round(down * (self.image_size - side)), round(across * (self.image_size - side))
+            if any(y < v + t and v < y + side and x < u + t and u < x + side for v, u, t in cells):
+                continue
+            cells.append((y, x, side))
+            alpha = _render(digits[int(which * len(digits))], side, angle)
+            _paint(canvas, alpha, y, x, colours[len(boxes)])
+            inside = (alpha > 0.5).astype(np.uint8)
+            mask[y : y + side, x : x + side] += inside * np.uint8(len(cells))
+            left, top, width, height = cv2.boundingRect(inside)
+            boxes.append((x + left, y + top, x + left + width, y + top + height))
+            if len(boxes) == wanted:
+                break
+        return mask, np.array(boxes, dtype=np.float32)
+
+
+def _cell_side(chance: float, image_size: int, digit_size: tuple[float, float]) -> int:
+    smallest, largest = (round(share * image_size) for share in digit_size)
+    return smallest + int(chance * (largest - smallest + 1))
+
+
+@cache
+def _clutter_sheets(
+    split: Split, fragments: int, image_size: int, digit_size: tuple[float, float]
+) -> list[tuple[Image, NDArray[np.intp]]]:
+    """Sheets of four scenes' side strewn with quarters of the split's digits: strokes like a digit's that are not one.
+
+    Each is an opacity and an index into a scene's colours, both [4·image_size, 4·image_size]. A scene takes a window of
+    one: painting a scene's fragments one by one took more time than all the rest of it.
+    """
+    rng = np.random.default_rng([list(_SPLIT_SHARES).index(split), fragments, image_size])
+    digits, _ = _source_digits(split)
+    span, half = 4 * image_size, _CELL // 2
+    sheets = []
+    for _ in range(_SHEETS):
+        opacity, colour_index = np.zeros((span, span), np.float32), np.zeros((span, span), np.intp)
+        for which, *place, size, y, x in rng.random((16 * fragments, 6)).tolist():
+            top, left = (int(share * (half + 1)) for share in place)
+            fragment = digits[int(which * len(digits)), top : top + half, left : left + half] * _soft_window(half)
+            side = _cell_side(size, image_size, digit_size) // 2
+            y, x = int(y * (span - side)), int(x * (span - side))
+            cell = np.s_[y : y + side, x : x + side]
+            alpha = cv2.resize(fragment, (side, side))
+            colour_index[cell] = np.where(alpha >= opacity[cell], rng.integers(_CLUTTER_COLOURS), colour_index[cell])
+            opacity[cell] = np.maximum(opacity[cell], alpha)
+        sheets.append((opacity, colour_index))
+    return sheets
+
+
+@cache
+def _interpolation(points: int, size: int, method: int) -> Image:
+    """The matrix [points, size] that interpolates a row of random points over the image."""
+    return np.ascontiguousarray(cv2.resize(np.eye(points, dtype=np.float32), (size, points), interpolation=method))
+
+
+@cache
+def _soft_window(side: int) -> Image:
+    """Opacity [side, side] that fades towards the borders, so that a cut stroke shows no straight edge."""
+    fade = np.minimum(1, 4 * np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2)
+    return np.outer(fade, fade).astype(np.float32)
+
+
+def _background(rng: np.random.Generator, ground: Image, size: int, texture: float) -> Image:
+    """The ground colour, smooth variations of it, and finer grain: [3, H, W] in 0 to 255."""
+    smooth, grain = _interpolation(4, size, cv2.INTER_CUBIC), _interpolation(size // 3, size, cv2.INTER_LINEAR)
+    canvas = smooth.T @ rng.standard_normal((3, len(smooth), len(smooth)), np.float32) @ smooth
+    canvas += np.float32(0.7) * (grain.T @ rng.standard_normal((len(grain), len(grain)), np.float32) @ grain)
+    canvas *= np.float32(texture)
+    canvas += ground.astype(np.float32)[:, None, None]
+    return canvas
+
+
+def _contrasting_colours(rng: np.random.Generator, ground: Image, count: int, contrast: float) -> Image:
+    """Random colours [count, 3] whose luminance differs from the ground's by at least ``contrast``."""
+    candidates = rng.uniform(0, 255, size=(count, 4, 3))
+    difference = np.abs((candidates - ground) @ np.array([0.299, 0.587, 0.114]))  # [count, 4]
+    chosen = np.where((difference >= contrast).any(1), (difference >= contrast).argmax(1), difference.argmax(1))
+    return candidates[np.arange(count), chosen].astype(np.float32)
+
+
+def _render(digit: Image, side: int, chance: float) -> Image:
+    """A digit as opacity [side, side] in [0, 1], rotated by up to 15 degrees either way."""
+    angle = math.radians(30 * chance - 15)
+    scale = _CELL / side
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    centre_out, centre_in = (side - 1) / 2, (_CELL - 1) / 2
+    shift_x, shift_y = centre_in - (cos - sin) * centre_out, centre_in - (sin + cos) * centre_out
+    matrix = np.array([[cos, -sin, shift_x], [sin, cos, shift_y]])
+    return cv2.warpAffine(digit, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def _paint(canvas: Image, alpha: Image, y: int, x: int, colour: Image) -> None:
+    """Blend a colour over a cell of the canvas, in place."""
+    patch = canvas[:, y : y + len(alpha), x : x + len(alpha)]
+    patch += alpha * (colour[:, None, None] - patch)
+
+
+class DigitScenesDataModule(ImageDataModule):
+    """DigitScenes for training and evaluation: fresh training scenes every epoch, the same validation and test scenes.
+
+    Args:
+        num_train: training scenes per epoch; epoch e draws scenes e·num_train to (e + 1)·num_train − 1 of the stream.
+        num_val: validation scenes.
+        num_test: test scenes.
+        max_instances: see :class:`SceneStyle`, as are the next three.
+        clutter: number of digit fragments.
+        contrast: least difference in luminance.
+        texture: amplitude of the background's texture.
+        seed: of the streams of scenes.
+        batch_size: images per batch and process.
+        num_workers: processes that draw scenes beside the training; 0 draws them in the training process.
+    """
+
+    fresh_training_data = True
+
+    def __init__(
+        self,
+        num_train: int = 10_000,
+        num_val: int = 1_000,
+        num_test: int = 2_000,
+        max_instances: int = 3,
+        clutter: int = 10,
+        contrast: float = 50.0,
+        texture: float = 22.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
+        self.save_hyperparameters()
+        self.sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
+        self.style = SceneStyle(max_instances=max_instances, clutter=clutter, contrast=contrast, texture=texture)
+        self.seed = seed
+
+    @property
+    def class_names(self) -> list[str]:
+        return CLASS_NAMES
+
+    def build_dataset(self, split: Literal["train", "val", "test"]) -> DigitScenes:
+        height, width = self.image_size
+        if height != width:
+            raise InputError(f"DigitScenes are square, but the model takes images of {height} by {width}.")
+        return DigitScenes(split, self.sizes[split], height, self.seed, self.style)

@@ -1,0 +1,159 @@
+"""What every data module shares: loaders, samplers that stay exact over processes, normalisation for the model at hand.
+
+Knows neither datasets nor models; the model's data config reaches it through the trainer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import cv2
+import lightning as L
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from litcam.data.batch import Batch, collate
+from litcam.errors import InputError
+
+Split = Literal["train", "val", "test"]
+
+# What timm assumes where a model says nothing (resolve_data_config).
+DEFAULT_DATA_CONFIG: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+}
+
+
+class StreamSampler(DistributedSampler[Any]):
+    """Indices e·n … (e + 1)·n − 1 in epoch e: for datasets that go on beyond their length, so that no scene repeats."""
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.epoch * len(self.dataset)  # type: ignore[arg-type]  # Dataset does not promise __len__
+        return iter([start + index for index in super().__iter__()])
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Base of the data modules: subclasses build a dataset per split and name the classes.
+
+    Images leave the workers as uint8 and are normalised on the device, with size, mean and std of the model's own data
+    config. Evaluation loaders neither drop nor repeat an image, whatever the number of processes.
+
+    Args:
+        batch_size: images per batch and process.
+        num_workers: loading processes; 0 loads in the training process.
+    """
+
+    fresh_training_data = False  # whether the training dataset is a stream that goes on beyond its length
+
+    def __init__(self, batch_size: int = 64, num_workers: int = 2) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; at least 1 is needed.")
+        if num_workers < 0:
+            raise InputError(f"num_workers is {num_workers}; 0 or more are needed.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.data_config = dict(DEFAULT_DATA_CONFIG)
+        self._datasets: dict[Split, Dataset[Any]] = {}
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """The names of the classes, by index."""
+
+    @abstractmethod
+    def build_dataset(self, split: Split) -> Dataset[Any]:
+        """Make the dataset of a split, at ``self.image_size``."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images, from the data config."""
+        _, height, width = self.data_config["input_size"]
+        return height, width
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take the data config of the trainer's model, where it has one."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        self.use_data_config(getattr(module, "data_config", self.data_config))
+
+    def use_data_config(self, data_config: dict[str, Any]) -> None:
+        """Prepare images as ``data_config`` says (timm's keys: input_size, mean, std, interpolation)."""
+        if data_config != self.data_config:
+            self.data_config = dict(data_config)
+            self._datasets.clear()
+
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The dataset of a split, built once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.build_dataset(split)
+        return self._datasets[split]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled (or fresh) batches; the last incomplete one is dropped."""
+        dataset = self.dataset("train")
+        rank, world = _rank_and_world()
+        sampler_type = StreamSampler if self.fresh_training_data else DistributedSampler
+        sampler = sampler_type(
+            dataset, num_replicas=world, rank=rank, shuffle=not self.fresh_training_data, drop_last=True
+        )
+        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation image once, in order."""
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every test image once, in order."""
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:
+        """Every image of a split once, in order, over all processes."""
+        dataset = self.dataset(split)
+        rank, world = _rank_and_world()
+        # Lightning's own sampler would pad to equal shares, and count some images twice.
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
+        return self._loader(dataset, sampler, drop_last=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise the images on the device."""
+        return self.normalize(batch)
+
+    def normalize(self, batch: Batch) -> Batch:
+        """The batch with its uint8 images scaled to [0, 1] and normalised by the data config's mean and std."""
+        if batch["image"].dtype != torch.uint8:
+            return batch
+        mean, std = (self._per_channel(key, batch["image"]) for key in ("mean", "std"))
+        normalized = batch["image"].to(torch.float32).div_(255).sub_(mean).div_(std)
+        return Batch(**{**batch, "image": normalized})  # type: ignore[typeddict-item]
+
+    def _per_channel(self, key: str, like: Tensor) -> Tensor:
+        return torch.tensor(self.data_config[key], dtype=torch.float32, device=like.device).view(-1, 1, 1)
+
+    def _loader(self, dataset: Dataset[Any], sampler: DistributedSampler[Any], drop_last: bool) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=_prepare_worker,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _prepare_worker(worker: int) -> None:
+    cv2.setNumThreads(
+        0
+    )  # one thread per worker: OpenCV would start one per core in each, for images this small in vain
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
