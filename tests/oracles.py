@@ -162,13 +162,12 @@ def agcam(
 ) -> Tensor:
     """Attention Guided CAM (Leem & Seo, AAAI 2024, eqs. 2, 7, 8): sum over layers, heads of sigmoid(S) * ReLU(dy_c/dA).
 
-    The products are summed over the query rows first (full gradient: over the rows that the head reads; average-pooled:
-    always over all rows), then fused over heads, then over layers.
+    The products are summed over the query rows first (full gradient: over the rows that the head reads), then fused over
+    heads, then over layers.
     """
     trace = forward(net, image, cut_attention_input=gradient == "detached")
-    rows = head_rows(net)
-    if gradient == "detached" or rows is None:
-        rows = list(range(trace.attention[0].shape[-1]))
+    count = trace.attention[0].shape[-1]
+    rows = list(range(count)) if gradient == "detached" else head_rows(net) or list(range(net.num_prefix_tokens, count))
     per_layer = []
     for scores, grad in zip(trace.scores, _gradients(trace, target, trace.attention), strict=True):
         product = torch.sigmoid(scores) * grad.clamp(min=0)  # [H, N, N]

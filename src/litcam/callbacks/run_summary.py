@@ -1,7 +1,93 @@
-"""RunSummary: what a run reached."""
+"""RunSummary: what a run reached, from its first epoch to its last, and what to type next."""
+
+import csv
+from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+
+from litcam.callbacks.reporting import run_folder
+
+CONTROLS = ("center", "random")
+# Rows of the table: a scalar's last part, its title. Higher is better.
+ROWS = {
+    "iou": "IoU with the boxes",
+    "mask_iou": "IoU with the masks",
+    "pointing_game": "pointing game",
+    "energy_inside": "energy inside",
+    "abpc": "ABPC",
+}
 
 
 class RunSummary(L.Callback):
-    """x"""
+    """Writes every validation epoch's scalars to ``history.csv`` in the run folder, and a table at the end of a fit.
+
+    The table has accuracy, localization and perturbation of the first and the last epoch, with the last epoch's
+    controls beside them, then where the run lies and the next commands.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.history.append({"epoch": float(trainer.current_epoch), "step": float(trainer.global_step), **scalars})
+        if (folder := run_folder(trainer)) is not None:
+            _write_csv(folder / "history.csv", self.history)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or not self.history:
+            return
+        console = Console()
+        console.print(summary_table(self.history))
+        if (folder := run_folder(trainer)) is None:
+            return
+        console.print(f"The run lies in {folder}. Next:", highlight=False, soft_wrap=True)
+        console.print(f"  tensorboard --logdir {folder.parent}", highlight=False, soft_wrap=True)
+        for checkpoint in _best_checkpoints(trainer)[:1]:
+            console.print(f"  python evaluate.py --ckpt_path {checkpoint}", highlight=False, soft_wrap=True)
+
+
+def summary_table(history: list[dict[str, float]]) -> Table:
+    """First and last epoch side by side, controls beside the explainers' numbers."""
+    first, last = history[0], history[-1]
+    table = Table(title="validation", title_justify="left")
+    table.add_column("")
+    for heading in ("first epoch", "last epoch", *CONTROLS):
+        table.add_column(heading, justify="right")
+    table.add_row("accuracy", *(_cell(epoch, "val/accuracy") for epoch in (first, last)), "", "")
+    for explainer in dict.fromkeys(name.split("/")[1] for name in last if name.count("/") == 2):
+        if explainer in CONTROLS:
+            continue
+        for metric, title in ROWS.items():
+            tag = f"val/{explainer}/{metric}"
+            if tag in last:
+                controls = (_cell(last, f"val/{control}/{metric}") for control in CONTROLS)
+                table.add_row(f"{explainer}: {title}", _cell(first, tag), _cell(last, tag), *controls)
+    return table
+
+
+def _cell(epoch: dict[str, float], name: str) -> str:
+    return f"{epoch[name]:.3f}" if name in epoch else "-"
+
+
+def _best_checkpoints(trainer: L.Trainer) -> list[Path]:
+    """The best checkpoint of every ModelCheckpoint, the one by accuracy first."""
+    callbacks: list[Any] = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+    callbacks.sort(key=lambda callback: callback.monitor != "val/accuracy")
+    return [Path(callback.best_model_path) for callback in callbacks if callback.best_model_path]
+
+
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    """Rows with the union of their columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -37,7 +37,7 @@ class Batch(TypedDict):
     Attributes:
         image: [B, 3, H, W], uint8 from the loader, normalised float32 once it is on the device.
         label: int64 [B].
-        boxes: float32 [K, 5]: the image's index in the batch, then x0, y0, x1, y1, as torchvision's operators take them.
+        boxes: float32 [K, 5]: the image's index in the batch, then x0, y0, x1, y1, as torchvision's operators take it.
         mask: uint8 [B, H, W].
         id: list of B names.
     """

@@ -36,8 +36,8 @@ class SceneStyle:
     Attributes:
         max_instances: at most this many instances of the class, at least one.
         digit_size: smallest and largest side of a digit's cell, as shares of the image side.
-        clutter: number of digit fragments (of any class) strewn over the background.
-        contrast: least difference in luminance (0 to 255) between a digit and the mean of its background.
+        clutter: at most about this many fragments of digits (of any class) on the background; plain ones occur.
+        contrast: by how much digits and fragments are lighter than the ground (luminance, 0 to 255).
         texture: amplitude of the background's texture (0 to 255).
     """
 
@@ -112,8 +112,8 @@ class DigitScenes(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, list(_SPLIT_SHARES).index(self.split), index])
         digits, starts = _source_digits(self.split)
         label = int(rng.integers(10))
-        ground = rng.uniform(40, 215, size=3)
-        colours = _contrasting_colours(rng, ground, _CLUTTER_COLOURS + self.style.max_instances, self.style.contrast)
+        ground = rng.uniform(20, 130, size=3)
+        colours = _lighter_colours(rng, ground, _CLUTTER_COLOURS + self.style.max_instances, self.style.contrast)
         canvas = _background(rng, ground, self.image_size, self.style.texture)
         self._lay_clutter(rng, canvas, colours[:_CLUTTER_COLOURS])
         mask, boxes = self._place_instances(
@@ -179,16 +179,17 @@ def _clutter_sheets(
 ) -> list[tuple[Image, NDArray[np.intp]]]:
     """Sheets of four scenes' side strewn with quarters of the split's digits: strokes like a digit's that are not one.
 
-    Each is an opacity and an index into a scene's colours, both [4·image_size, 4·image_size]. A scene takes a window of
-    one: painting a scene's fragments one by one took more time than all the rest of it.
+    The first is empty, the last has ``fragments`` per scene. Each is an opacity and an index into a scene's colours, both
+    [4·image_size, 4·image_size]. A scene takes a window of one: painting a scene's fragments one by one took more time
+    than all the rest of it.
     """
     rng = np.random.default_rng([list(_SPLIT_SHARES).index(split), fragments, image_size])
     digits, _ = _source_digits(split)
     span, half = 4 * image_size, _CELL // 2
     sheets = []
-    for _ in range(_SHEETS):
+    for sheet in range(_SHEETS):
         opacity, colour_index = np.zeros((span, span), np.float32), np.zeros((span, span), np.intp)
-        for which, *place, size, y, x in rng.random((16 * fragments, 6)).tolist():
+        for which, *place, size, y, x in rng.random((16 * fragments * sheet // (_SHEETS - 1), 6)).tolist():
             top, left = (int(share * (half + 1)) for share in place)
             fragment = digits[int(which * len(digits)), top : top + half, left : left + half] * _soft_window(half)
             side = _cell_side(size, image_size, digit_size) // 2
@@ -224,11 +225,11 @@ def _background(rng: np.random.Generator, ground: Image, size: int, texture: flo
     return canvas
 
 
-def _contrasting_colours(rng: np.random.Generator, ground: Image, count: int, contrast: float) -> Image:
-    """Random colours [count, 3] whose luminance differs from the ground's by at least ``contrast``."""
+def _lighter_colours(rng: np.random.Generator, ground: Image, count: int, contrast: float) -> Image:
+    """Random colours [count, 3] whose luminance exceeds the ground's by at least ``contrast`` (the best of four)."""
     candidates = rng.uniform(0, 255, size=(count, 4, 3))
-    difference = np.abs((candidates - ground) @ np.array([0.299, 0.587, 0.114]))  # [count, 4]
-    chosen = np.where((difference >= contrast).any(1), (difference >= contrast).argmax(1), difference.argmax(1))
+    gain = (candidates - ground) @ np.array([0.299, 0.587, 0.114])  # [count, 4]
+    chosen = np.where((gain >= contrast).any(1), (gain >= contrast).argmax(1), gain.argmax(1))
     return candidates[np.arange(count), chosen].astype(np.float32)
 
 
@@ -257,8 +258,8 @@ class DigitScenesDataModule(ImageDataModule):
         num_val: validation scenes.
         num_test: test scenes.
         max_instances: see :class:`SceneStyle`, as are the next three.
-        clutter: number of digit fragments.
-        contrast: least difference in luminance.
+        clutter: at most about this many digit fragments.
+        contrast: by how much digits are lighter than the ground.
         texture: amplitude of the background's texture.
         seed: of the streams of scenes.
         batch_size: images per batch and process.

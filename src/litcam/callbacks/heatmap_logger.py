@@ -1,0 +1,179 @@
+"""HeatmapLogger: the same images every epoch, and what the model looked at."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from litcam.callbacks.monitor import ExplanationMonitor
+from litcam.callbacks.reporting import log_image, run_folder, save_png
+from litcam.callbacks.shared import Explained, Target
+from litcam.data.batch import boxes_of
+from litcam.errors import InputError
+from litcam.heatmaps import colorize, component_boxes, overlay
+
+Pixels = NDArray[np.uint8]
+
+_TILE, _GAP, _CAPTION = 128, 4, 22  # pixels
+_PAPER, _INK, _WRONG = (255, 255, 255), (30, 30, 30), (200, 30, 30)
+TRUE_BOX, FOUND_BOX = (60, 220, 60), (255, 140, 0)
+
+
+class HeatmapLogger(ExplanationMonitor):
+    """Logs a fixed panel of validation images: the image, the heatmap over it, and found beside true boxes.
+
+    Each image is captioned with true and predicted class and the predicted one's probability, in red when it is wrong.
+    The panel goes to TensorBoard as ``val/<explainer>/heatmaps``, one image whose slider runs over the epochs, and to
+    the run folder as ``heatmaps/<explainer>/epoch_000.png``. Found boxes (orange) surround where the map exceeds the
+    threshold; true ones are green and drawn where the batches have ``boxes``.
+
+    Args:
+        explainer: name of the explanation method.
+        explainer_options: its options.
+        num_images: size of the panel.
+        threshold: of the map, for the found boxes.
+        target: explain the ``"true"`` or the ``"predicted"`` class.
+        columns: images side by side.
+        colormap: name of a matplotlib colour map.
+        seed: of the choice of images.
+
+    Raises:
+        InputError: for an option out of its range.
+    """
+
+    def __init__(
+        self,
+        explainer: str = "agcam",
+        explainer_options: dict[str, Any] | None = None,
+        num_images: int = 16,
+        threshold: float = 0.5,
+        target: Target = "true",
+        columns: int = 4,
+        colormap: str = "turbo",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(explainer, explainer_options, target, num_images, seed)
+        if not 0 <= threshold < 1:
+            raise InputError(f"threshold is {threshold}; it has to lie in [0, 1).")
+        if columns < 1:
+            raise InputError(f"columns is {columns}; at least 1 is needed.")
+        colorize(np.zeros((1, 1)), colormap)  # an unknown colour map fails here, before any training
+        self.threshold = threshold
+        self.columns = columns
+        self.colormap = colormap
+
+    def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.entries: dict[int, Pixels] = {}
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.class_names: Sequence[str] | None = getattr(datamodule, "class_names", None)
+        self.data_config: dict[str, Any] | None = getattr(datamodule, "data_config", None)
+
+    def consume(self, explained: Explained) -> None:
+        config = self.data_config or resolve_model_data_config(explained.trace.vit.net)
+        images = to_pixels(explained.trace.images, config["mean"], config["std"])
+        large = explained.explanation.upsample((_TILE, _TILE)).cpu().numpy()
+        masks = (explained.heatmaps > self.threshold).cpu().numpy()
+        probabilities = explained.explanation.logits.float().softmax(1)
+        for position, index in enumerate(explained.indices.tolist()):
+            probability, predicted = (value.item() for value in probabilities[position].max(0))
+            label = int(explained.labels[position])
+            true_boxes = (
+                boxes_of(explained.batch, int(explained.rows[position])).tolist() if "boxes" in explained.batch else []
+            )
+            self.entries[index] = draw_entry(
+                images[position],
+                large[position],
+                component_boxes(masks[position]).tolist(),
+                true_boxes,
+                f"{self._name(label)}, predicted {self._name(int(predicted))} {probability:.0%}",
+                right=predicted == label,
+                colormap=self.colormap,
+            )
+
+    def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
+        entries = _gather(self.entries)
+        if not trainer.is_global_zero or not entries:
+            return
+        panel = draw_panel([entries[index] for index in sorted(entries)], self.columns)
+        log_image(trainer, f"{stage}/{self.explainer}/heatmaps", panel)
+        if (folder := run_folder(trainer)) is not None:
+            name = f"epoch_{trainer.current_epoch:03d}.png" if stage == "val" else "test.png"
+            save_png(folder / "heatmaps" / self.explainer / name, panel)
+
+    def _name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else str(label)
+
+
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:
+    """Normalised images [B, 3, H, W] as pixels [B, H, W, 3]; NaN becomes black."""
+    scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))
+    pixels = ((images.float() * scale + shift) * 255).round().nan_to_num(0).clamp(0, 255)
+    return np.ascontiguousarray(pixels.byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def draw_entry(
+    image: Pixels,
+    heatmap: NDArray[Any],
+    found_boxes: Sequence[Sequence[float]],
+    true_boxes: Sequence[Sequence[float]],
+    caption: str,
+    right: bool,
+    colormap: str = "turbo",
+) -> Pixels:
+    """Image, overlay and boxes side by side over a caption.
+
+    Args:
+        image: [H, W, 3].
+        heatmap: [128, 128] in [0, 1].
+        found_boxes: (x0, y0, x1, y1) in pixels of the image.
+        true_boxes: likewise.
+        caption: the line below, cut to fit.
+        right: whether the prediction is right; otherwise the caption is red.
+        colormap: of the overlay.
+    """
+    height, width = image.shape[:2]
+    enlarged = cv2.resize(image, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
+    entry = Image.new("RGB", (3 * _TILE + 2 * _GAP, _TILE + _CAPTION), _PAPER)
+    boxes_tile = Image.fromarray(enlarged)
+    draw = ImageDraw.Draw(boxes_tile)
+    for boxes, colour in ((true_boxes, TRUE_BOX), (found_boxes, FOUND_BOX)):
+        for x0, y0, x1, y1 in boxes:
+            corners = (x0 * _TILE / width, y0 * _TILE / height, x1 * _TILE / width - 1, y1 * _TILE / height - 1)
+            draw.rectangle(corners, outline=colour, width=2)
+    tiles = [Image.fromarray(enlarged), Image.fromarray(overlay(enlarged, heatmap, colormap=colormap)), boxes_tile]
+    for column, tile in enumerate(tiles):
+        entry.paste(tile, (column * (_TILE + _GAP), 0))
+    font = ImageFont.load_default(size=13)
+    text = ImageDraw.Draw(entry)
+    while text.textlength(caption, font=font) > entry.width - 4 and len(caption) > 4:
+        caption = caption[:-2].rstrip("…") + "…"
+    text.text((2, _TILE + 3), caption, fill=_INK if right else _WRONG, font=font)
+    return np.asarray(entry)
+
+
+def draw_panel(entries: Sequence[Pixels], columns: int) -> Pixels:
+    """Entries of equal size in rows of ``columns``."""
+    height, width = entries[0].shape[:2]
+    rows = -(-len(entries) // columns)
+    columns = min(columns, len(entries))
+    panel = np.full((rows * (height + _GAP) + _GAP, columns * (width + 3 * _GAP) + _GAP, 3), 255, np.uint8)
+    for number, entry in enumerate(entries):
+        y, x = _GAP + (number // columns) * (height + _GAP), _GAP + (number % columns) * (width + 3 * _GAP)
+        panel[y : y + height, x : x + width] = entry
+    return panel
+
+
+def _gather(entries: dict[int, Pixels]) -> dict[int, Pixels]:
+    """The entries of all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return entries
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, entries)
+    return {index: entry for part in gathered for index, entry in part.items()}

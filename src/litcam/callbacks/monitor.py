@@ -1,0 +1,97 @@
+"""ExplanationMonitor: the skeleton of every callback that watches explanations. Subclasses consume and conclude."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import lightning as L
+
+from litcam.callbacks.shared import Explained, Request, Target, shared_explanations
+from litcam.errors import InputError
+from litcam.explainers import check_explainer
+
+
+class ExplanationMonitor(L.Callback, ABC):
+    """Explains validation (or test) images as they pass, reusing the forward of the step itself.
+
+    Works with any LightningModule that holds a Vision Transformer and whose batches are dicts with ``image`` and
+    ``label``, or pairs; looks at the first dataloader. Nothing of it reaches the training.
+
+    Args:
+        explainer: name of the explanation method.
+        explainer_options: its options.
+        target: explain the ``"true"`` or the ``"predicted"`` class.
+        num_images: watch a fixed random subset of this size; None watches every image.
+        seed: of the subset.
+
+    Raises:
+        InputError: for an unknown explainer, option or target, or a size below 1.
+    """
+
+    def __init__(
+        self,
+        explainer: str = "agcam",
+        explainer_options: dict[str, Any] | None = None,
+        target: Target = "true",
+        num_images: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_explainer(explainer, explainer_options)
+        if target not in ("true", "predicted"):
+            raise InputError(f"target is {target!r}; choose true or predicted.")
+        if num_images is not None and num_images < 1:
+            raise InputError(f"num_images is {num_images}; at least 1 is needed, or null for all.")
+        self.explainer = explainer
+        self.request = Request(explainer, tuple(sorted((explainer_options or {}).items())), target)
+        self.num_images = num_images
+        self.seed = seed
+
+    @abstractmethod
+    def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin an epoch: forget what was consumed."""
+
+    @abstractmethod
+    def consume(self, explained: Explained) -> None:
+        """Take in the explained images of a batch."""
+
+    @abstractmethod
+    def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
+        """End an epoch: log. Runs in every process, for metrics are synchronised here."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        shared_explanations(trainer).join(self, self.request, self.num_images, self.seed)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        shared_explanations(trainer).start_epoch()
+        self.start(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if dataloader_idx == 0:
+            shared_explanations(trainer).start_batch(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if dataloader_idx == 0:
+            explained = shared_explanations(trainer).explain(self, trainer, batch)
+            if explained is not None:
+                self.consume(explained)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:  # it has shown that everything works: what it consumed is forgotten
+            self.conclude(trainer, pl_module, "test" if trainer.testing else "val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        shared_explanations(trainer).stop()

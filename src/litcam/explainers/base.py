@@ -1,0 +1,160 @@
+"""Explainer, what every explanation method is: it turns a trace into heatmaps; and Explanation, what it gives."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from litcam import heatmaps as maps
+from litcam.attention import AttentionCall, AttentionTrace, evaluating, find_vit, record
+from litcam.errors import InputError
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Heatmaps of a batch, with the forward they explain.
+
+    Attributes:
+        heatmaps: float32 [B, gh, gw], or [B, K, gh, gw] for K targets per image; unscaled, as the paper defines them.
+        logits: [B, C], from the same forward.
+        targets: the classes explained, [B] or [B, K].
+    """
+
+    heatmaps: Tensor
+    logits: Tensor
+    targets: Tensor
+
+    def upsample(self, size: tuple[int, int]) -> Tensor:
+        """The maps at ``size`` (H, W): bilinear, each scaled to [0, 1]; a constant map becomes zeros."""
+        return maps.upsample(self.heatmaps, size)
+
+
+class Explainer(ABC):
+    """An explanation method for one model. Leaves no trace on it, and explains every image of a batch as if alone.
+
+    Args:
+        net: a Vision Transformer, or a module that holds one and returns logits.
+
+    Raises:
+        UnsupportedModelError: if there is no Vision Transformer in ``net``.
+    """
+
+    name: ClassVar[str]
+    class_specific: ClassVar[bool] = True  # whether the map depends on the target
+
+    def __init__(self, net: nn.Module) -> None:
+        self.vit = find_vit(net)
+
+    def __call__(self, images: Tensor, targets: Tensor | None = None) -> Explanation:
+        """Explain images by one forward.
+
+        Args:
+            images: normalised float [B, 3, H, W].
+            targets: class indices [B], or [B, K] for several maps per image; None explains the predicted class.
+
+        Raises:
+            InputError: for images or targets that the model cannot take.
+            UnsupportedModelError: if the model's attention cannot be seen.
+        """
+        self.vit.check_images(images)
+        with evaluating(self.vit.root):
+            return self.explain(record(self.vit, images, {self: self.read}), targets)
+
+    def explain(self, trace: AttentionTrace, targets: Tensor | None = None) -> Explanation:
+        """Explain a forward that has been recorded with this explainer's :meth:`read` among its readers."""
+        targets = _check_targets(targets, trace.logits)
+        per_image = targets if targets.ndim == 2 else targets[:, None]  # [B, K]
+        with evaluating(self.vit.root), torch.no_grad():
+            heatmaps = self.heatmaps(trace, per_image).float()  # [B, K or 1, gh, gw]
+        heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1)
+        return Explanation(heatmaps if targets.ndim == 2 else heatmaps[:, 0], trace.logits, targets)
+
+    def read(self, call: AttentionCall) -> Any:
+        """What to keep of an attention call: tensors with the batch in front, in any nesting of tuples, or None."""
+        return None
+
+    @abstractmethod
+    def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        """Maps [B, K, gh, gw] of the classes [B, K], or [B, 1, gh, gw] from a method that knows no classes."""
+
+    def to_grid(self, trace: AttentionTrace, tokens: Tensor) -> Tensor:
+        """Token values [..., N] without the prefix tokens, as patches [..., gh, gw]."""
+        return tokens[..., self.vit.num_prefix_tokens :].unflatten(-1, trace.grid)
+
+
+_registry: dict[str, type[Explainer]] = {}
+ExplainerType = TypeVar("ExplainerType", bound=type[Explainer])
+
+
+def register(name: str) -> Callable[[ExplainerType], ExplainerType]:
+    """Class decorator: makes an explainer available under a name."""
+
+    def add(explainer: ExplainerType) -> ExplainerType:
+        explainer.name = name
+        _registry[name] = explainer
+        return explainer
+
+    return add
+
+
+def list_explainers() -> list[str]:
+    """The names of all explanation methods, sorted."""
+    return sorted(_registry)
+
+
+def check_explainer(name: str, options: dict[str, Any] | None = None) -> type[Explainer]:
+    """The explainer class of a name, its options checked by name.
+
+    Raises:
+        InputError: for an unknown name or option; the message lists the known ones.
+    """
+    if name not in _registry:
+        raise InputError(f"There is no explainer {name!r}; choose one of {', '.join(list_explainers())}.")
+    known = list(inspect.signature(_registry[name]).parameters)[1:]
+    unknown = [option for option in options or {} if option not in known]
+    if unknown:
+        raise InputError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    return _registry[name]
+
+
+def create_explainer(name: str, net: nn.Module, **options: Any) -> Explainer:
+    """An explanation method for a model.
+
+    Args:
+        name: one of :func:`list_explainers`.
+        net: a timm Vision Transformer, or a module that holds one and returns logits.
+        options: the method's own, as its docstring lists them.
+
+    Raises:
+        InputError: for an unknown name or option, or an option's value out of its range.
+        UnsupportedModelError: if there is no Vision Transformer in ``net``.
+    """
+    return check_explainer(name, options)(net, **options)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless an option's value is one of its choices."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _check_targets(targets: Tensor | None, logits: Tensor) -> Tensor:
+    """Class indices [B] or [B, K] on the logits' device; None means the predicted classes."""
+    if targets is None:
+        return logits.argmax(1)
+    targets = torch.as_tensor(targets, device=logits.device)
+    batch, classes = logits.shape
+    if targets.dtype == torch.bool or targets.is_floating_point():
+        raise InputError(f"targets have to be class indices (integers), not {targets.dtype}.")
+    if targets.ndim not in (1, 2) or len(targets) != batch or targets.numel() == 0:
+        raise InputError(f"targets have the shape {list(targets.shape)}; [{batch}] or [{batch}, K] is needed.")
+    if targets.min() < 0 or targets.max() >= classes:
+        raise InputError(
+            f"targets reach from {int(targets.min())} to {int(targets.max())}, but the model has {classes} classes: "
+            f"0 to {classes - 1}."
+        )
+    return targets.long()

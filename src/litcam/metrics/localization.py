@@ -1,0 +1,83 @@
+"""Localization: does the map lie on the object?"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from litcam.errors import InputError
+from litcam.heatmaps import is_degenerate
+from litcam.metrics.functional import LOCALIZATION_SCORES, localization
+
+
+class Localization(Metric):
+    """Mean localization scores over images; the protocol of the AGCAM paper (Leem & Seo, AAAI 2024, tables 1 to 3).
+
+    See :func:`litcam.metrics.functional.localization` for the scores. ``compute()`` gives their means and the counts
+    ``num_images`` (averaged), ``num_degenerate`` (constant maps, and maps with NaN) and ``num_without_region``; what is
+    counted in the latter two is in no mean. Without any image the means are NaN.
+
+    Exact over batches and processes: the state is sums in double precision.
+
+    Args:
+        threshold: of the map, in [0, 1).
+        prediction: ``"boxes"`` for the filled boxes of the map's components (the paper), ``"mask"`` for its pixels.
+        paper: reproduce the rounding of the authors' code instead of exact ratios.
+        kwargs: of :class:`torchmetrics.Metric`.
+
+    Raises:
+        InputError: for a threshold outside [0, 1) or an unknown prediction.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    total: Tensor
+    num_images: Tensor
+    num_degenerate: Tensor
+    num_without_region: Tensor
+
+    def __init__(
+        self, threshold: float = 0.5, prediction: Literal["boxes", "mask"] = "boxes", paper: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= threshold < 1:
+            raise InputError(f"threshold is {threshold}; it has to lie in [0, 1).")
+        if prediction not in ("boxes", "mask"):
+            raise InputError(f"prediction is {prediction!r}; choose boxes or mask.")
+        self.threshold = threshold
+        self.prediction = prediction
+        self.paper = paper
+        self.add_state("total", torch.zeros(len(LOCALIZATION_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
+        for count in ("num_images", "num_degenerate", "num_without_region"):
+            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, heatmaps: Tensor, regions: Tensor) -> None:
+        """Add images.
+
+        Args:
+            heatmaps: [B, H, W] in [0, 1].
+            regions: bool [B, H, W], the true regions.
+        """
+        if len(heatmaps) == 0:
+            return
+        scores = localization(heatmaps, regions, self.threshold, self.prediction, self.paper)
+        degenerate = is_degenerate(heatmaps)
+        without_region = ~regions.flatten(1).any(1) & ~degenerate
+        kept = ~degenerate & ~without_region
+        self.total += torch.stack([scores[name][kept].sum() for name in LOCALIZATION_SCORES])
+        self.num_images += kept.sum()
+        self.num_degenerate += degenerate.sum()
+        self.num_without_region += without_region.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means by name, and the counts."""
+        means = self.total / self.num_images
+        return {
+            **dict(zip(LOCALIZATION_SCORES, means.unbind(), strict=True)),
+            "num_images": self.num_images,
+            "num_degenerate": self.num_degenerate,
+            "num_without_region": self.num_without_region,
+        }

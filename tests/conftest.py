@@ -1,0 +1,52 @@
+"""Small random models of every kind of readout, and nothing from the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import pytest
+
+SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
+
+NETS = {
+    "class_token": ("vit_tiny_patch16_224", SMALL),
+    "distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "registers": ("vit_tiny_patch16_224", {**SMALL, "reg_tokens": 4}),
+    "layer_scale": ("vit_tiny_patch16_224", {**SMALL, "init_values": 0.5, "qk_norm": True}),
+    "non_square": ("vit_tiny_patch16_224", {**SMALL, "img_size": (48, 80)}),
+    "average_pooled": ("vit_tiny_patch16_224", {**SMALL, "global_pool": "avg"}),
+}
+
+
+def make_net(kind: str, seed: int = 0) -> nn.Module:
+    """A random net in evaluation mode; its weights are large enough for attentions and gradients to be uneven."""
+    name, arguments = NETS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = timm.create_model(name, pretrained=False, **arguments)
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.12)
+    return net.eval()
+
+
+def make_images(net: nn.Module, count: int = 3, seed: int = 1) -> Tensor:
+    """Normalised random images of the size that the net takes."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, *net.patch_embed.img_size, generator=generator)
+
+
+@pytest.fixture(params=list(NETS))
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    """A small random net of each kind in turn."""
+    return make_net(request.param)
+
+
+@pytest.fixture
+def class_token_net() -> nn.Module:
+    """A small random class-token net."""
+    return make_net("class_token")
