@@ -4,11 +4,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
-
-import pytest
 
 SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 

@@ -162,8 +162,8 @@ def agcam(
 ) -> Tensor:
     """Attention Guided CAM (Leem & Seo, AAAI 2024, eqs. 2, 7, 8): sum over layers, heads of sigmoid(S) * ReLU(dy_c/dA).
 
-    The products are summed over the query rows first (full gradient: over the rows that the head reads), then fused over
-    heads, then over layers.
+    The products are summed over the query rows first (full gradient: over the rows that the head reads), then fused
+    over heads, then over layers.
     """
     trace = forward(net, image, cut_attention_input=gradient == "detached")
     count = trace.attention[0].shape[-1]

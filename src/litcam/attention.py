@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree  # tree_map, that torch.func documents but does not export
 
 from litcam.errors import InputError, UnsupportedModelError
 
@@ -165,11 +164,14 @@ class AttentionTrace:
         """The trace of some images of the batch."""
         if len(indices) == len(self.images) and bool((indices.cpu() == torch.arange(len(indices))).all()):
             return self
-        images, logits, prefix, readings = pytree.tree_map(
-            lambda tensor: tensor[indices.to(tensor.device)],
-            (self.images, self.logits, self.prefix, dict(self.readings)),
+        indices = indices.to(self.images.device)
+        return replace(
+            self,
+            images=self.images[indices],
+            logits=self.logits[indices],
+            prefix=self.prefix[indices],
+            readings={key: [_rows(reading, indices) for reading in layers] for key, layers in self.readings.items()},
         )
-        return replace(self, images=images, logits=logits, prefix=prefix, readings=readings)
 
     def replay(self, outputs: Sequence[Tensor]) -> Tensor | None:
         """Logits [B, C] of the prefix tokens alone, every attention call answered by the given outputs [B, H, P, d].
@@ -192,6 +194,16 @@ class AttentionTrace:
                 tokens = block(tokens)
             logits: Tensor = net.forward_head(net.norm(tokens))
         return logits if _agree(logits.detach(), self.logits) else None
+
+
+def _rows(reading: Any, indices: Tensor) -> Any:
+    """The rows of every tensor of a reading."""
+    if isinstance(reading, Tensor):
+        return reading[indices]
+    if isinstance(reading, tuple):
+        parts = [_rows(part, indices) for part in reading]
+        return type(reading)(*parts) if hasattr(reading, "_fields") else tuple(parts)  # a NamedTuple takes its fields
+    return reading
 
 
 def _agree(replayed: Tensor, recorded: Tensor) -> bool:
@@ -218,8 +230,8 @@ class AttentionRecorder:
         self.vit = vit
         self.readers = readers
         self.trace: AttentionTrace | None = None
-        self._stack = ExitStack()
-        self._mode: _AttentionMode | None = None
+        self._hooks = ExitStack()
+        self._mode: ExitStack | None = None  # holds the function mode while the net's forward runs
 
     def __enter__(self) -> "AttentionRecorder":
         net, root = self.vit.net, self.vit.root
@@ -231,12 +243,12 @@ class AttentionRecorder:
         if root is not net:
             hooks.append(root.register_forward_hook(self._widen))
         for hook in hooks:
-            self._stack.callback(hook.remove)
+            self._hooks.callback(hook.remove)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._leave_mode()
-        self._stack.close()
+        self._hooks.close()
 
     def _begin(self, net: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.trace = None
@@ -244,8 +256,8 @@ class AttentionRecorder:
         self._readings: dict[Hashable, list[Any]] = {key: [] for key in self.readers}
         self._calls = 0
         self._leave_mode()
-        self._mode = _AttentionMode(self._observe)
-        self._mode.__enter__()
+        self._mode = ExitStack()
+        self._mode.enter_context(_AttentionMode(self._observe))
 
     def _catch_prefix(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         if self._mode is not None:
@@ -281,7 +293,7 @@ class AttentionRecorder:
 
     def _leave_mode(self) -> None:
         if self._mode is not None:
-            self._mode.__exit__(None, None, None)
+            self._mode.close()
             self._mode = None
 
 
@@ -341,10 +353,10 @@ def attention_gradients(trace: AttentionTrace, targets: Tensor, cut: bool) -> li
             logits = trace.module(images)
         outputs = [call.output for call in calls]
         gradients = class_gradients(logits, targets, outputs)
-    return [AttentionGradient(pytree_detached(call), gradient) for call, gradient in zip(calls, gradients, strict=True)]
+    return [AttentionGradient(_detached(call), gradient) for call, gradient in zip(calls, gradients, strict=True)]
 
 
-def pytree_detached(call: AttentionCall) -> AttentionCall:
+def _detached(call: AttentionCall) -> AttentionCall:
     """The call with tensors that belong to no graph."""
     bias = None if call.bias is None else call.bias.detach()
     return AttentionCall(

@@ -12,7 +12,7 @@ from timm.data import Mixup, resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import litcam.models  # noqa: F401  # registers the packaged model with timm
@@ -72,7 +72,7 @@ class ViTClassifier(L.LightningModule):
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
         )
-        accuracy = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+        accuracy: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
         if num_classes >= 10:
             accuracy["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
         self.metrics = nn.ModuleDict(
@@ -129,7 +129,8 @@ class ViTClassifier(L.LightningModule):
         )
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(logits.detach(), labels)  # type: ignore[operator]
-        self.log_dict(metrics, on_step=False, on_epoch=True)  # type: ignore[arg-type]
+        for name, metric in metrics.items(keep_base=False):  # type: ignore[operator]
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/accuracy")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with layer decay, linear warm-up and cosine decay, per optimizer step."""

@@ -1,4 +1,4 @@
-"""The command line behind train.py: LightningCLI with litcam's defaults and its one-sentence errors.
+"""The command line behind train.py and evaluate.py: LightningCLI with litcam's defaults and its one-sentence errors.
 
 The only module that knows LightningCLI.
 """
@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.errors import InputError, LitcamError
+from litcam.evaluation import evaluate_checkpoint
+from litcam.explainers import list_explainers
 
 
 class LitcamCLI(LightningCLI):
@@ -30,8 +33,9 @@ class LitcamCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         # Before the other callbacks: what they do in an epoch follows the epoch's seed.
-        trainer.callbacks.insert(0, EpochSeed(self.config["seed_everything"]))
-        trainer.callbacks.append(RunSummary())
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        callbacks.insert(0, EpochSeed(self.config["seed_everything"]))
+        callbacks.append(RunSummary())
         return trainer
 
 
@@ -102,3 +106,22 @@ def _silence_known_warnings() -> None:
     )
     for hint in hints:
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
+
+
+def evaluate(args: Sequence[str] | None = None) -> None:
+    """Score the explanations of a checkpoint; see :func:`litcam.evaluation.evaluate_checkpoint`.
+
+    Ends the process with status 2 and one sentence when the checkpoint or an option is not usable.
+    """
+    parser = ArgumentParser(description="Score the explanations of a checkpoint of train.py on its own data.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a run; model and data come from it")
+    parser.add_argument(
+        "--methods", nargs="+", default=["agcam", "rollout", "random", "center"], help=", ".join(list_explainers())
+    )
+    parser.add_argument("--split", choices=["val", "test"], default="val", help="of the checkpoint's data")
+    parser.add_argument("--output", type=str, help="folder of the results (default: beside the checkpoints)")
+    parser.add_argument("--perturbation_images", type=int, default=256, help="images of the perturbation curves")
+    parser.add_argument("--num_workers", type=int, help="loading processes, if other than in the training")
+    options = parser.parse_args(args)
+    with _plain_errors():
+        evaluate_checkpoint(**vars(options))

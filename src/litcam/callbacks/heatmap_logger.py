@@ -139,7 +139,7 @@ def draw_entry(
         colormap: of the overlay.
     """
     height, width = image.shape[:2]
-    enlarged = cv2.resize(image, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
+    enlarged = np.asarray(cv2.resize(image, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
     entry = Image.new("RGB", (3 * _TILE + 2 * _GAP, _TILE + _CAPTION), _PAPER)
     boxes_tile = Image.fromarray(enlarged)
     draw = ImageDraw.Draw(boxes_tile)

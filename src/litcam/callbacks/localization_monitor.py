@@ -10,6 +10,7 @@ from litcam.callbacks.reporting import log_scalars, metric_device
 from litcam.callbacks.shared import Explained, Target
 from litcam.data.batch import box_regions, mask_regions
 from litcam.errors import InputError
+from litcam.explainers import check_explainer
 from litcam.metrics import Localization
 
 
@@ -56,6 +57,8 @@ class LocalizationMonitor(ExplanationMonitor):
         self.wrong_predictions = wrong_predictions
         self.metric = Localization(threshold, "boxes" if regions == "boxes" else "mask", paper)
         self.prefix = "" if regions == "boxes" else "mask_"
+        # The progress bar has room for one number: controls and masks stay in TensorBoard.
+        self.shown = ("iou",) if regions == "boxes" and not check_explainer(explainer).is_control else ()
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.metric.to(metric_device(pl_module))
@@ -82,4 +85,4 @@ class LocalizationMonitor(ExplanationMonitor):
             "wrong_predictions": trainer.strategy.reduce(self.num_wrong, reduce_op="sum"),
         }
         scores = {name: score for name, score in scores.items() if not name.startswith("num_")}
-        log_scalars(pl_module, f"{stage}/{self.explainer}/{self.prefix}", {**scores, **counts}, shown=("iou",))
+        log_scalars(pl_module, f"{stage}/{self.explainer}/{self.prefix}", {**scores, **counts}, self.shown)

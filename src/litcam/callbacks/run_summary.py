@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from litcam.callbacks.reporting import run_folder
+from litcam.explainers import check_explainer
 
-CONTROLS = ("center", "random")
 # Rows of the table: a scalar's last part, its title. Higher is better.
 ROWS = {
     "iou": "IoU with the boxes",
@@ -56,19 +56,19 @@ class RunSummary(L.Callback):
 def summary_table(history: list[dict[str, float]]) -> Table:
     """First and last epoch side by side, controls beside the explainers' numbers."""
     first, last = history[0], history[-1]
+    watched = list(dict.fromkeys(name.split("/")[1] for name in last if name.count("/") == 2))
+    controls = [name for name in watched if check_explainer(name).is_control]
     table = Table(title="validation", title_justify="left")
     table.add_column("")
-    for heading in ("first epoch", "last epoch", *CONTROLS):
+    for heading in ("first epoch", "last epoch", *controls):
         table.add_column(heading, justify="right")
-    table.add_row("accuracy", *(_cell(epoch, "val/accuracy") for epoch in (first, last)), "", "")
-    for explainer in dict.fromkeys(name.split("/")[1] for name in last if name.count("/") == 2):
-        if explainer in CONTROLS:
-            continue
+    table.add_row("accuracy", *(_cell(epoch, "val/accuracy") for epoch in (first, last)), *("" for _ in controls))
+    for explainer in watched:
         for metric, title in ROWS.items():
             tag = f"val/{explainer}/{metric}"
-            if tag in last:
-                controls = (_cell(last, f"val/{control}/{metric}") for control in CONTROLS)
-                table.add_row(f"{explainer}: {title}", _cell(first, tag), _cell(last, tag), *controls)
+            if tag in last and explainer not in controls:
+                beside = (_cell(last, f"val/{control}/{metric}") for control in controls)
+                table.add_row(f"{explainer}: {title}", _cell(first, tag), _cell(last, tag), *beside)
     return table
 
 

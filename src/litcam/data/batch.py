@@ -49,7 +49,7 @@ class Batch(TypedDict):
     id: list[str]
 
 
-def collate(samples: list[Any]) -> Batch:
+def collate(samples: list[Any]) -> dict[str, Any]:
     """Stack samples to a :class:`Batch`; a key that the samples lack stays away."""
     stacked: dict[str, Any] = {
         key: default_collate([sample[key] for sample in samples]) for key in samples[0] if key != "boxes"
@@ -57,7 +57,7 @@ def collate(samples: list[Any]) -> Batch:
     if "boxes" in samples[0]:
         # One tensor, for a worker hands over each tensor separately, and one per image takes longer than drawing it.
         stacked["boxes"] = torch.cat([F.pad(sample["boxes"], (1, 0), value=i) for i, sample in enumerate(samples)])
-    return Batch(**stacked)
+    return stacked
 
 
 def boxes_of(batch: Batch, index: int) -> Tensor:

@@ -112,7 +112,7 @@ class DigitScenes(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, list(_SPLIT_SHARES).index(self.split), index])
         digits, starts = _source_digits(self.split)
         label = int(rng.integers(10))
-        ground = rng.uniform(20, 130, size=3)
+        ground = rng.uniform(20, 130, size=3).astype(np.float32)
         colours = _lighter_colours(rng, ground, _CLUTTER_COLOURS + self.style.max_instances, self.style.contrast)
         canvas = _background(rng, ground, self.image_size, self.style.texture)
         self._lay_clutter(rng, canvas, colours[:_CLUTTER_COLOURS])
@@ -179,9 +179,9 @@ def _clutter_sheets(
 ) -> list[tuple[Image, NDArray[np.intp]]]:
     """Sheets of four scenes' side strewn with quarters of the split's digits: strokes like a digit's that are not one.
 
-    The first is empty, the last has ``fragments`` per scene. Each is an opacity and an index into a scene's colours, both
-    [4·image_size, 4·image_size]. A scene takes a window of one: painting a scene's fragments one by one took more time
-    than all the rest of it.
+    The first is empty, the last has ``fragments`` per scene. Each is an opacity and an index into a scene's colours,
+    both [4·image_size, 4·image_size]. A scene takes a window of one: painting a scene's fragments one by one took more
+    time than all the rest of it.
     """
     rng = np.random.default_rng([list(_SPLIT_SHARES).index(split), fragments, image_size])
     digits, _ = _source_digits(split)
@@ -218,10 +218,11 @@ def _soft_window(side: int) -> Image:
 def _background(rng: np.random.Generator, ground: Image, size: int, texture: float) -> Image:
     """The ground colour, smooth variations of it, and finer grain: [3, H, W] in 0 to 255."""
     smooth, grain = _interpolation(4, size, cv2.INTER_CUBIC), _interpolation(size // 3, size, cv2.INTER_LINEAR)
-    canvas = smooth.T @ rng.standard_normal((3, len(smooth), len(smooth)), np.float32) @ smooth
+    corners = rng.standard_normal((3, len(smooth), len(smooth)), np.float32)
+    canvas: Image = np.asarray(smooth.T @ corners @ smooth, dtype=np.float32)
     canvas += np.float32(0.7) * (grain.T @ rng.standard_normal((len(grain), len(grain)), np.float32) @ grain)
     canvas *= np.float32(texture)
-    canvas += ground.astype(np.float32)[:, None, None]
+    canvas += ground[:, None, None]
     return canvas
 
 
@@ -230,7 +231,8 @@ def _lighter_colours(rng: np.random.Generator, ground: Image, count: int, contra
     candidates = rng.uniform(0, 255, size=(count, 4, 3))
     gain = (candidates - ground) @ np.array([0.299, 0.587, 0.114])  # [count, 4]
     chosen = np.where((gain >= contrast).any(1), (gain >= contrast).argmax(1), gain.argmax(1))
-    return candidates[np.arange(count), chosen].astype(np.float32)
+    colours: Image = candidates[np.arange(count), chosen].astype(np.float32)
+    return colours
 
 
 def _render(digit: Image, side: int, chance: float) -> Image:
@@ -241,7 +243,8 @@ def _render(digit: Image, side: int, chance: float) -> Image:
     centre_out, centre_in = (side - 1) / 2, (_CELL - 1) / 2
     shift_x, shift_y = centre_in - (cos - sin) * centre_out, centre_in - (sin + cos) * centre_out
     matrix = np.array([[cos, -sin, shift_x], [sin, cos, shift_y]])
-    return cv2.warpAffine(digit, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    opacity = cv2.warpAffine(digit, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return np.asarray(opacity, dtype=np.float32)
 
 
 def _paint(canvas: Image, alpha: Image, y: int, x: int, colour: Image) -> None:

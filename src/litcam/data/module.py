@@ -96,7 +96,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Shuffled (or fresh) batches; the last incomplete one is dropped."""
         dataset = self.dataset("train")
         rank, world = _rank_and_world()
-        sampler_type = StreamSampler if self.fresh_training_data else DistributedSampler
+        sampler_type: type[DistributedSampler[Any]] = StreamSampler if self.fresh_training_data else DistributedSampler
         sampler = sampler_type(
             dataset, num_replicas=world, rank=rank, shuffle=not self.fresh_training_data, drop_last=True
         )
@@ -128,7 +128,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return batch
         mean, std = (self._per_channel(key, batch["image"]) for key in ("mean", "std"))
         normalized = batch["image"].to(torch.float32).div_(255).sub_(mean).div_(std)
-        return Batch(**{**batch, "image": normalized})  # type: ignore[typeddict-item]
+        return Batch(**{**batch, "image": normalized})
 
     def _per_channel(self, key: str, like: Tensor) -> Tensor:
         return torch.tensor(self.data_config[key], dtype=torch.float32, device=like.device).view(-1, 1, 1)

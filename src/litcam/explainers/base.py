@@ -45,6 +45,7 @@ class Explainer(ABC):
 
     name: ClassVar[str]
     class_specific: ClassVar[bool] = True  # whether the map depends on the target
+    is_control: ClassVar[bool] = False  # whether the map knows nothing of the model
 
     def __init__(self, net: nn.Module) -> None:
         self.vit = find_vit(net)
@@ -83,7 +84,7 @@ class Explainer(ABC):
 
     def to_grid(self, trace: AttentionTrace, tokens: Tensor) -> Tensor:
         """Token values [..., N] without the prefix tokens, as patches [..., gh, gw]."""
-        return tokens[..., self.vit.num_prefix_tokens :].unflatten(-1, trace.grid)
+        return tokens[..., self.vit.num_prefix_tokens :].reshape(*tokens.shape[:-1], *trace.grid)
 
 
 _registry: dict[str, type[Explainer]] = {}

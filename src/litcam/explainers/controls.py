@@ -23,6 +23,7 @@ class Random(Explainer):
     """
 
     class_specific = False
+    is_control = True
 
     def __init__(self, net: nn.Module, seed: int = 0) -> None:
         super().__init__(net)
@@ -51,6 +52,7 @@ class Center(Explainer):
     """
 
     class_specific = False
+    is_control = True
 
     def __init__(self, net: nn.Module, sigma: float = 0.25) -> None:
         super().__init__(net)

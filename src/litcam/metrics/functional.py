@@ -77,7 +77,7 @@ def perturbation_curves(
     """Class probability while pixels are removed, under the perturbation protocol of the AGCAM paper.
 
     At fractions 0, 0.1, …, 1 the lowest (LeRF, least relevant first) or highest (MoRF) pixels of each map are set to 0
-    in normalised space, on all channels; ties are broken by the pixel's place, row by row. One sort per map serves all
+    in normalised space, on all channels. One stable sort per map serves both orders (MoRF is LeRF reversed) and all
     fractions; both curves share their ends, and the empty image is one for all, so an image costs 18 forwards (19
     without its logits) instead of 22.
 
@@ -105,10 +105,10 @@ def perturbation_curves(
         clean = _probabilities(net(images) if logits is None else logits, targets)
         empty = net(torch.zeros_like(images[:1])).expand(len(images), -1)
         ends = clean, _probabilities(empty, targets)
-        rising, falling = (heatmaps.flatten(1).argsort(1, descending=order, stable=True) for order in (False, True))
-        return tuple(  # type: ignore[return-value]  # a pair
-            _curve(net, images, _ranks(order), targets, ends, batch_size) for order in (rising, falling)
-        )
+        ranks = _ranks(heatmaps.flatten(1))
+        lerf = _curve(net, images, ranks, targets, ends, batch_size)
+        morf = _curve(net, images, ranks.shape[1] - 1 - ranks, targets, ends, batch_size)
+    return lerf, morf
 
 
 def _curve(
@@ -134,10 +134,11 @@ def _curve(
     return torch.cat([ends[0][:, None], inner, ends[1][:, None]], 1)
 
 
-def _ranks(order: Tensor) -> Tensor:
-    """Place of every pixel in an order of pixels: the inverse permutation of each row."""
+def _ranks(values: Tensor) -> Tensor:
+    """Place of every value in the rising order of its row [B, n]; ties in the order of the places."""
+    order = torch.argsort(values, dim=1, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    return torch.empty_like(order).scatter_(1, order, places)  # the inverse permutation
 
 
 def _probabilities(logits: Tensor, targets: Tensor) -> Tensor:
