@@ -100,6 +100,14 @@ class ViT:
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
             got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images have to be a normalised float tensor [B, 3, H, W], not {got}.")
+        self.check_size(images)
+        finite = images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = (~finite).nonzero().flatten().tolist()
+            raise InputError(f"images hold NaN or infinite pixels at batch index {', '.join(map(str, bad[:8]))}.")
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise InputError unless images [..., H, W] are of a size that the net takes."""
         embed = self.net.patch_embed
         expected = getattr(embed, "img_size", None)
         size = tuple(images.shape[-2:])
@@ -108,10 +116,6 @@ class ViT:
                 f"images are {size[0]} by {size[1]} pixels, but the net takes {expected[0]} by {expected[1]}: "
                 "resize them, or create the net with another img_size."
             )
-        finite = images.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = (~finite).nonzero().flatten().tolist()
-            raise InputError(f"images hold NaN or infinite pixels at batch index {', '.join(map(str, bad[:8]))}.")
 
 
 def find_vit(module: nn.Module) -> ViT:
@@ -193,7 +197,7 @@ class AttentionTrace:
             for block in net.blocks:
                 tokens = block(tokens)
             logits: Tensor = net.forward_head(net.norm(tokens))
-        return logits if _agree(logits.detach(), self.logits) else None
+        return logits if agree(logits.detach(), self.logits) else None
 
 
 def _rows(reading: Any, indices: Tensor) -> Any:
@@ -206,7 +210,7 @@ def _rows(reading: Any, indices: Tensor) -> Any:
     return reading
 
 
-def _agree(replayed: Tensor, recorded: Tensor) -> bool:
+def agree(replayed: Tensor, recorded: Tensor) -> bool:
     """Whether logits are equal within the rounding of the coarser dtype (of the autocast forward, say)."""
     if replayed.shape != recorded.shape:
         return False
@@ -230,6 +234,7 @@ class AttentionRecorder:
         self.vit = vit
         self.readers = readers
         self.trace: AttentionTrace | None = None
+        self.forwards = 0  # so far
         self._hooks = ExitStack()
         self._mode: ExitStack | None = None  # holds the function mode while the net's forward runs
 
@@ -252,6 +257,9 @@ class AttentionRecorder:
 
     def _begin(self, net: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.trace = None
+        self.forwards += 1
+        if arguments and isinstance(arguments[0], Tensor):
+            self.vit.check_size(arguments[0])
         self._prefix: Tensor | None = None
         self._readings: dict[Hashable, list[Any]] = {key: [] for key in self.readers}
         self._calls = 0

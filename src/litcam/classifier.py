@@ -1,6 +1,7 @@
 """ViTClassifier: the LightningModule that fine-tunes a timm Vision Transformer. Knows nothing of explanations."""
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,18 @@ def _create_net(name: str, num_classes: int, pretrained: bool | str, kwargs: dic
             raise InputError(f"pretrained names the file {pretrained!r}, which does not exist.")
         kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": pretrained}}
     if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        hint = f"; did you mean one of {', '.join(similar)}" if similar else ""
-        raise InputError(f"timm has no model {name!r}{hint}? timm.list_models() shows all.")
+        similar = get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
+        raise InputError(f"timm has no model {name!r}{hint} timm.list_models() shows all.")
     try:
         net = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **kwargs)
     except TypeError as error:
         raise InputError(f"timm's {name} does not take these model_kwargs: {error}.") from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"The weights of {name} could not be loaded ({str(error).splitlines()[0]}); "
+            "give a local file as pretrained, or false to start from random weights."
+        ) from error
     if not hasattr(net, "blocks") or not hasattr(net, "patch_embed"):
         raise UnsupportedModelError(
             f"{name} is a {type(net).__name__}, not a Vision Transformer with patch tokens and blocks; "

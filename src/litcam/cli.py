@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from litcam.callbacks import EpochSeed, RunSummary
+from litcam.callbacks import RunSummary, StepSeed
 from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
@@ -32,9 +32,9 @@ class LitcamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        # Before the other callbacks: what they do in an epoch follows the epoch's seed.
+        # Before the other callbacks, whatever they draw.
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        callbacks.insert(0, EpochSeed(self.config["seed_everything"]))
+        callbacks.insert(0, StepSeed(self.config["seed_everything"]))
         callbacks.append(RunSummary())
         return trainer
 
@@ -92,13 +92,17 @@ class _plain_errors:
         _silence_known_warnings()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LitcamError):
-            print(f"error: {error}", file=sys.stderr)
+        cause = error
+        while cause is not None and not isinstance(cause, LitcamError):
+            cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
+        if isinstance(error, Exception) and cause is not None:
+            print(f"error: {cause}", file=sys.stderr)
             raise SystemExit(2) from None
 
 
 def _silence_known_warnings() -> None:
     """Hide hints that do not apply here, each with its reason."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning calls it by its older names
     hints = (
         "The '.*_dataloader' does not have many workers",  # the worker count is the user's, in the config
         "`isinstance.treespec, LeafSpec.` is deprecated",  # inside lightning and torch

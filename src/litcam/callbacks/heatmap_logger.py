@@ -98,12 +98,12 @@ class HeatmapLogger(ExplanationMonitor):
             )
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
-        entries = _gather(self.entries)
+        entries, folder = _gather(self.entries), run_folder(trainer)  # both are collectives
         if not trainer.is_global_zero or not entries:
             return
         panel = draw_panel([entries[index] for index in sorted(entries)], self.columns)
-        log_image(trainer, f"{stage}/{self.explainer}/heatmaps", panel)
-        if (folder := run_folder(trainer)) is not None:
+        log_image(trainer, f"{stage}/{self.tag}heatmaps", panel)
+        if folder is not None:
             name = f"epoch_{trainer.current_epoch:03d}.png" if stage == "val" else "test.png"
             save_png(folder / "heatmaps" / self.explainer / name, panel)
 
@@ -145,8 +145,9 @@ def draw_entry(
     draw = ImageDraw.Draw(boxes_tile)
     for boxes, colour in ((true_boxes, TRUE_BOX), (found_boxes, FOUND_BOX)):
         for x0, y0, x1, y1 in boxes:
-            corners = (x0 * _TILE / width, y0 * _TILE / height, x1 * _TILE / width - 1, y1 * _TILE / height - 1)
-            draw.rectangle(corners, outline=colour, width=2)
+            left, top = x0 * _TILE / width, y0 * _TILE / height
+            right_end, bottom = max(left, x1 * _TILE / width - 1), max(top, y1 * _TILE / height - 1)
+            draw.rectangle((left, top, right_end, bottom), outline=colour, width=2)
     tiles = [Image.fromarray(enlarged), Image.fromarray(overlay(enlarged, heatmap, colormap=colormap)), boxes_tile]
     for column, tile in enumerate(tiles):
         entry.paste(tile, (column * (_TILE + _GAP), 0))

@@ -60,6 +60,10 @@ class LocalizationMonitor(ExplanationMonitor):
         # The progress bar has room for one number: controls and masks stay in TensorBoard.
         self.shown = ("iou",) if regions == "boxes" and not check_explainer(explainer).is_control else ()
 
+    @property
+    def tag(self) -> str:
+        return f"{self.explainer}/{self.prefix}"
+
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.metric.to(metric_device(pl_module))
         self.metric.reset()
@@ -85,4 +89,4 @@ class LocalizationMonitor(ExplanationMonitor):
             "wrong_predictions": trainer.strategy.reduce(self.num_wrong, reduce_op="sum"),
         }
         scores = {name: score for name, score in scores.items() if not name.startswith("num_")}
-        log_scalars(pl_module, f"{stage}/{self.explainer}/{self.prefix}", {**scores, **counts}, self.shown)
+        log_scalars(pl_module, f"{stage}/{self.tag}", {**scores, **counts}, self.shown)

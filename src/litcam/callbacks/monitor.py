@@ -57,7 +57,19 @@ class ExplanationMonitor(L.Callback, ABC):
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         """End an epoch: log. Runs in every process, for metrics are synchronised here."""
 
+    @property
+    def tag(self) -> str:
+        """What the names under which it logs begin with, after the stage."""
+        return f"{self.explainer}/"
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        others: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        for other in others:
+            if other is not self and isinstance(other, type(self)) and other.tag == self.tag:
+                raise InputError(
+                    f"Two {type(self).__name__}s would log under the same names, val/{self.tag}…, and mix their "
+                    "numbers: leave one of them out."
+                )
         shared_explanations(trainer).join(self, self.request, self.num_images, self.seed)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,6 +97,7 @@ class ExplanationMonitor(L.Callback, ABC):
                 self.consume(explained)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        shared_explanations(trainer).end_epoch()
         if not trainer.sanity_checking:  # it has shown that everything works: what it consumed is forgotten
             self.conclude(trainer, pl_module, "test" if trainer.testing else "val")
 

@@ -52,7 +52,7 @@ class PerturbationMonitor(ExplanationMonitor):
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         scores = self.metric.compute()
-        tag = f"{stage}/{self.explainer}/"
+        tag = f"{stage}/{self.tag}"
         areas = {name: scores[name] for name in ("lerf", "morf", "abpc")}
         log_scalars(pl_module, tag, {**areas, "perturbation_degenerate": scores["num_degenerate"]})
         log_figure(trainer, tag + "perturbation", draw_curves(scores, self.explainer))

@@ -33,24 +33,38 @@ class RunSummary(L.Callback):
         self.history: list[dict[str, float]] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)  # in every process, for it is a collective
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.history.append({"epoch": float(trainer.current_epoch), "step": float(trainer.global_step), **scalars})
-        if (folder := run_folder(trainer)) is not None:
+        if folder is not None:
             _write_csv(folder / "history.csv", self.history)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
         if not trainer.is_global_zero or not self.history:
             return
         console = Console()
         console.print(summary_table(self.history))
-        if (folder := run_folder(trainer)) is None:
+        if folder is None:
             return
         console.print(f"The run lies in {folder}. Next:", highlight=False, soft_wrap=True)
         console.print(f"  tensorboard --logdir {folder.parent}", highlight=False, soft_wrap=True)
         for checkpoint in _best_checkpoints(trainer)[:1]:
             console.print(f"  python evaluate.py --ckpt_path {checkpoint}", highlight=False, soft_wrap=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say how to go on after Ctrl-C."""
+        folder = run_folder(trainer)
+        last = folder / "checkpoints" / "last.ckpt" if folder is not None else None
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last is not None and last.exists():
+            config = last.parent.parent / "config.yaml"
+            Console().print(
+                f"\nInterrupted. To resume:\n  python train.py --config {config} --ckpt_path {last}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def summary_table(history: list[dict[str, float]]) -> Table:

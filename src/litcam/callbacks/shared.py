@@ -13,11 +13,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
-from litcam.attention import AttentionRecorder, AttentionTrace, ViT, evaluating, find_vit, record
+from litcam.attention import AttentionRecorder, AttentionTrace, ViT, agree, eager, evaluating, find_vit, record
 from litcam.data.batch import Batch
-from litcam.errors import InputError
+from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
 
 Target = Literal["true", "predicted"]
@@ -80,16 +81,21 @@ class Explained:
 
 @dataclass
 class _Subset:
-    """Which images of the dataset a callback wants: all, or a fixed random number of them."""
+    """Which images of the dataset a callback wants: all, or a fixed random number of them.
+
+    Of a dataset without a length the number is that of its first images.
+    """
 
     num_images: int | None
     seed: int
     _chosen: dict[int, Tensor] = field(default_factory=dict)
 
-    def contains(self, indices: Tensor, total: int) -> Tensor:
-        """Bool like ``indices``, places in a dataset of ``total`` images."""
-        if self.num_images is None or self.num_images >= total:
+    def contains(self, indices: Tensor, total: int | None) -> Tensor:
+        """Bool like ``indices``, places in a dataset of ``total`` images (None: nobody knows)."""
+        if self.num_images is None:
             return torch.ones_like(indices, dtype=torch.bool)
+        if total is None or self.num_images >= total:
+            return indices < self.num_images
         if total not in self._chosen:
             generator = torch.Generator().manual_seed(self.seed)
             self._chosen[total] = torch.randperm(total, generator=generator)[: self.num_images]
@@ -106,8 +112,9 @@ class SharedExplanations:
         self._recorder: AttentionRecorder | None = None
         self._batch: Any = None
         self._trace: AttentionTrace | None = None
-        self._results: dict[Request, tuple[Tensor, Explained]] = {}
+        self._results: dict[Request, Explained | None] = {}
         self._seen = 0
+        self._net_is_whole: bool | None = None  # whether the net gives the module's logits; None: not yet compared
 
     def join(self, member: object, request: Request, num_images: int | None, seed: int) -> None:
         """Announce what a callback will ask for."""
@@ -116,6 +123,11 @@ class SharedExplanations:
     def start_epoch(self) -> None:
         """Count images from the beginning of the dataset again."""
         self._seen = 0
+
+    def end_epoch(self) -> None:
+        """Let go of the last batch."""
+        self.stop()
+        self._batch, self._trace, self._results = None, None, {}
 
     def start_batch(self, module: L.LightningModule) -> None:
         """Record the forward that is about to run; the first of several calls counts."""
@@ -140,9 +152,11 @@ class SharedExplanations:
         request, subset = self.subsets[member]
         if request not in self._results:
             members = [wish for other, wish in self.subsets.values() if other == request]
-            wanted = torch.stack([wish.contains(self._indices, self._total) for wish in members]).any(0)
-            self._results[request] = (wanted, self._explain(request, (wanted & self._real).nonzero()[:, 0]))
-        _, explained = self._results[request]
+            wanted = torch.stack([wish.contains(self._indices, self._total) for wish in members]).any(0) & self._real
+            self._results[request] = self._explain(request, wanted.nonzero()[:, 0]) if bool(wanted.any()) else None
+        explained = self._results[request]
+        if explained is None:
+            return None
         mine = subset.contains(explained.indices, self._total).to(explained.labels.device)
         return explained.choose(mine) if bool(mine.any()) else None
 
@@ -150,14 +164,20 @@ class SharedExplanations:
         """Build the explainers for a module, once."""
         if self._module is module and {request for request, _ in self.subsets.values()} == set(self._explainers):
             return
-        self._module = module
         vit = find_vit(module)
         # A module without a forward of its own works through the net alone.
         self._vit = vit if is_overridden("forward", module, L.LightningModule) else ViT(vit.net, vit.net)
+        if self._vit.root is vit.net and getattr(vit.net, "num_classes", None) == 0:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no forward, and its {type(vit.net).__name__} has no head: "
+                "give the module a forward that returns logits."
+            )
+        self._net_is_whole = None
         self._explainers = {
             request: create_explainer(request.explainer, self._vit.root, **dict(request.options))
             for request in dict.fromkeys(request for request, _ in self.subsets.values())
         }
+        self._module = module
 
     @property
     def _readers(self) -> Mapping[Any, Any]:
@@ -165,11 +185,11 @@ class SharedExplanations:
 
     def _end_batch(self, trainer: L.Trainer, batch: Any) -> None:
         """Take the recorded forward, or make one where the step made none that fits."""
-        trace = self._recorder.trace if self._recorder is not None else None
+        trace, forwards = (self._recorder.trace, self._recorder.forwards) if self._recorder is not None else (None, 0)
         self.stop()
         self._batch, self._results = batch, {}
         images = read_batch(batch)["image"]
-        if trace is None or not self._fits(trace, images):
+        if trace is None or not self._is_of(trace, forwards, images) or not self._classifies(trace):
             with evaluating(self._vit.root):
                 trace = record(self._vit, images, self._readers)
         self._trace = trace
@@ -177,10 +197,21 @@ class SharedExplanations:
         self._seen += len(images)
         self._indices, self._real, self._total = _dataset_places(trainer, places)
 
-    def _fits(self, trace: AttentionTrace, images: Tensor) -> bool:
-        """Whether a trace is of these very images and ends in class logits."""
-        classifies = trace.module is self._vit.root or getattr(self._vit.net, "num_classes", 0) > 0
-        return classifies and trace.images.shape == images.shape and torch.equal(trace.images, images.to(trace.images))
+    def _is_of(self, trace: AttentionTrace, forwards: int, images: Tensor) -> bool:
+        """Whether a trace, the last of several forwards, is of these images."""
+        if forwards == 1:  # whatever the step did to them first
+            return len(trace.images) == len(images)
+        return trace.images.shape == images.shape and torch.equal(trace.images, images.to(trace.images))
+
+    def _classifies(self, trace: AttentionTrace) -> bool:
+        """Whether a trace ends in the module's logits; a step may leave the forward aside, and have a head besides."""
+        if trace.module is self._vit.root:
+            return True
+        if self._net_is_whole is None:
+            with evaluating(self._vit.root), torch.no_grad(), eager():
+                logits = self._vit.root(trace.images[:1])
+            self._net_is_whole = isinstance(logits, Tensor) and agree(logits, trace.logits[:1])
+        return self._net_is_whole
 
     def _explain(self, request: Request, rows: Tensor) -> Explained:
         assert self._trace is not None  # _end_batch came first
@@ -214,34 +245,44 @@ def read_batch(batch: Any) -> Batch:
             "or a pair (images, labels)."
         )
     labels = batch["label"]
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise InputError(f"label has to be class indices [B], not {labels.dtype} {list(labels.shape)}.")
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"label has to be class indices [B], not {got}.")
     return batch  # type: ignore[return-value]  # other keys are checked by those who need them
 
 
-def _dataset_places(trainer: L.Trainer, places: Tensor) -> tuple[Tensor, Tensor, int]:
+def _dataset_places(trainer: L.Trainer, places: Tensor) -> tuple[Tensor, Tensor, int | None]:
     """Where this process's images stand in the dataset's order, which of them are no padding, and the dataset's length.
 
     A DistributedSampler gives process r of W the images r, r + W, …, and repeats the first ones to fill up the shares.
     """
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-    sampler = getattr(loader, "sampler", None)
-    try:
-        total = len(loader.dataset)  # type: ignore[union-attr]
-    except (TypeError, AttributeError):  # an iterable dataset
-        total = int(places[-1]) + 1
-    world, rank = trainer.world_size, trainer.global_rank
+    loader: Any = tree_leaves(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)[0]
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
     if isinstance(sampler, DistributedSampler):
-        world, rank = sampler.num_replicas, sampler.rank
+        world, rank, total = sampler.num_replicas, sampler.rank, len(sampler.dataset)  # type: ignore[arg-type]
+        indices = places * world + rank
+        return indices, indices < total, _within_limit(trainer, loader, total, world)
+    world, rank = trainer.world_size, trainer.global_rank
+    try:
+        length: int | None = len(sampler) * world  # type: ignore[arg-type]  # each process has its own images
+    except TypeError:  # an iterable dataset, or a loader of the user's own
+        length = None
     indices = places * world + rank
-    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    return indices, torch.ones_like(places, dtype=torch.bool), _within_limit(trainer, loader, length, world)
+
+
+def _within_limit(trainer: L.Trainer, loader: Any, total: int | None, world: int) -> int | None:
+    """What limit_val_batches (limit_test_batches, the sanity check) leaves of a dataset; in every process the same."""
+    batch_size: int | None = getattr(loader, "batch_size", None)
+    if total is None or not batch_size:
+        return total
+    share = -(-total // world)  # of the first process; others may have one image less, and so one batch less
+    batches = share // batch_size if loader.drop_last else -(-share // batch_size)
+    limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if trainer.sanity_checking:
-        batches = trainer.num_sanity_val_batches
-    batch_size = getattr(loader, "batch_size", None)
-    if batch_size and batches and isinstance(batches[0], int):
-        total = min(total, batches[0] * batch_size * world)  # limit_val_batches shortens the dataset
-    return indices, indices < total, total
+        batches = int(min(batches, trainer.num_sanity_val_steps))
+    return min(total, batches * batch_size * world)
 
 
 def _is_compiled(module: L.LightningModule) -> bool:

@@ -1,0 +1,54 @@
+"""Draw the pictures of the README from a finished run: python docs/make_figures.py runs/digits/version_0"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+DOCS = Path(__file__).parent
+CURVES = {
+    "accuracy": ["val/accuracy"],
+    "pointing game": ["val/agcam/pointing_game", "val/center/pointing_game", "val/random/pointing_game"],
+    "energy inside": ["val/agcam/energy_inside", "val/center/energy_inside", "val/random/energy_inside"],
+    "ABPC": ["val/agcam/abpc", "val/center/abpc", "val/random/abpc"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run of train.py")
+    run: Path = parser.parse_args().run
+    draw_curves(run / "history.csv", DOCS / "curves.png")
+    panels = sorted((run / "heatmaps" / "agcam").glob("epoch_*.png"))
+    crop_panel(panels[-1], DOCS / "heatmaps.png")
+
+
+def draw_curves(history: Path, output: Path) -> None:
+    """Accuracy and explanation metrics over the epochs, controls dashed."""
+    with history.open() as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(float(row["epoch"])) + 1 for row in rows]
+    figure = Figure(figsize=(11, 2.6), layout="constrained", dpi=110)
+    for axes, (title, tags) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        for tag in tags:
+            explainer = tag.split("/")[1] if tag.count("/") == 2 else "model"
+            style = {"linestyle": "-", "marker": "o"} if explainer in ("model", "agcam") else {"linestyle": "--"}
+            axes.plot(epochs, [float(row[tag]) for row in rows], label=explainer, **style)
+        axes.set(title=title, xlabel="epoch", xticks=epochs, ylim=(min(0.0, axes.get_ylim()[0]), None))
+        axes.grid(alpha=0.3)
+        if len(tags) > 1:
+            axes.legend(frameon=False, fontsize="small")
+    figure.savefig(output)
+
+
+def crop_panel(panel: Path, output: Path) -> None:
+    """The upper half of a heatmap panel."""
+    pixels = np.asarray(Image.open(panel))
+    Image.fromarray(pixels[: len(pixels) // 2]).save(output, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

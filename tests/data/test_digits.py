@@ -1,0 +1,111 @@
+"""DigitScenes: reproducible, annotated to the pixel, and without the biases that would flatter a heatmap."""
+
+import numpy as np
+import pytest
+import torch
+
+from litcam.data import DigitScenes, SceneStyle, box_regions, collate
+from litcam.data.digits import _SPLIT_SHARES, _source_digits
+from litcam.errors import InputError
+from litcam.explainers.controls import Center
+from litcam.heatmaps import upsample
+from litcam.metrics import Localization
+
+
+def test_the_same_seed_gives_the_same_scenes_bit_for_bit_in_any_order() -> None:
+    first, second = DigitScenes(seed=3), DigitScenes(seed=3)
+    backwards = {index: second[index] for index in reversed(range(10))}
+    for index in range(10):
+        for key, value in first[index].items():
+            other = backwards[index][key]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
+def test_seeds_splits_and_indices_give_different_scenes() -> None:
+    images = [
+        DigitScenes(split, seed=seed)[index]["image"]
+        for split in ("train", "val")
+        for seed in (0, 1)
+        for index in (0, 1)
+    ]
+    assert all(not torch.equal(one, other) for i, one in enumerate(images) for other in images[:i])
+
+
+def test_the_splits_share_no_source_digit_and_use_them_all() -> None:
+    digits = {split: {digit.tobytes() for digit in _source_digits(split)[0]} for split in _SPLIT_SHARES}
+    assert not digits["train"] & digits["val"]
+    assert not digits["train"] & digits["test"]
+    assert not digits["val"] & digits["test"]
+    assert sum(len(_source_digits(split)[0]) for split in _SPLIT_SHARES) == 1797
+
+
+def test_every_instance_has_its_own_pixels_and_a_tight_box() -> None:
+    scenes = DigitScenes()
+    counts = set()
+    for index in range(60):
+        scene = scenes[index]
+        mask, boxes = scene["mask"].numpy(), scene["boxes"].numpy()
+        counts.add(len(boxes))
+        assert set(np.unique(mask)) == set(range(len(boxes) + 1))
+        for number, (x0, y0, x1, y1) in enumerate(boxes, start=1):
+            rows, columns = np.nonzero(mask == number)
+            assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
+    assert counts == {1, 2, 3}
+
+
+def test_an_instance_is_lighter_than_its_surroundings() -> None:
+    scenes = DigitScenes(style=SceneStyle(clutter=0, contrast=60, texture=5))
+    for index in range(20):
+        scene = scenes[index]
+        luminance = (scene["image"].float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+        assert luminance[scene["mask"] > 0].mean() > luminance[scene["mask"] == 0].mean() + 30
+
+
+def test_the_centre_is_no_better_a_guess_than_elsewhere() -> None:
+    scenes = DigitScenes("val")
+    batch = collate([{**scenes[index], "image": scenes[index]["image"].float()} for index in range(400)])
+    gaussian = torch.exp(-(((torch.arange(8) - 3.5) / 2) ** 2) / 2)
+    centre = upsample(torch.outer(gaussian, gaussian).expand(400, -1, -1), (64, 64))
+    metric = Localization()
+    metric.update(centre, box_regions(batch))
+    assert Center.is_control
+    assert metric.compute()["pointing_game"] < 0.35
+
+
+def test_clutter_gives_no_class_away() -> None:
+    """Fragments come from digits of all classes, whatever the scene's label."""
+    plain, cluttered = (DigitScenes(style=SceneStyle(clutter=clutter)) for clutter in (0, 20))
+    changed = [(plain[i]["image"] != cluttered[i]["image"]).any().item() for i in range(20)]
+    assert sum(changed) > 10
+    assert all(plain[i]["label"] == cluttered[i]["label"] for i in range(20))
+
+
+def test_scenes_scale_with_the_image() -> None:
+    small, large = DigitScenes(image_size=64), DigitScenes(image_size=160)
+    sides = [
+        np.mean([np.ptp(scenes[i]["boxes"].numpy()[:, [1, 3]], axis=1).mean() for i in range(30)])
+        for scenes in (small, large)
+    ]
+    assert large[0]["image"].shape == (3, 160, 160)
+    assert sides[1] / sides[0] == pytest.approx(2.5, rel=0.15)
+
+
+def test_the_stream_goes_on_beyond_its_length() -> None:
+    scenes = DigitScenes(num_scenes=4)
+    assert len(scenes) == 4
+    assert scenes[4]["id"] == "train-0-000004"
+    with pytest.raises(IndexError):
+        scenes[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "valid"}, "choose one of train, val, test"),
+        ({"num_scenes": 0}, "num_scenes is 0"),
+        ({"image_size": 16}, "image_size is 16"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DigitScenes(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""Data modules: fresh training scenes, every evaluation image once, and the model's own normalisation."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from litcam.data import DigitScenesDataModule
+from litcam.errors import InputError
+
+CONFIG: dict[str, Any] = {
+    "input_size": (3, 48, 48),
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.5, 0.25, 0.125),
+    "interpolation": "bicubic",
+}
+
+
+def make_module(**arguments: Any) -> DigitScenesDataModule:
+    module = DigitScenesDataModule(
+        **{"num_train": 20, "num_val": 7, "num_test": 5, "batch_size": 4, "num_workers": 0, **arguments}
+    )
+    module.use_data_config(CONFIG)
+    return module
+
+
+def ids(loader: Any) -> list[str]:
+    return [identifier for batch in loader for identifier in batch["id"]]
+
+
+def test_every_epoch_has_fresh_training_scenes_that_follow_from_its_number() -> None:
+    loader = make_module().train_dataloader()
+    first = ids(loader)
+    loader.sampler.set_epoch(1)
+    second = ids(loader)
+    assert first == [f"train-0-{index:06d}" for index in range(20)]
+    assert second == [f"train-0-{index:06d}" for index in range(20, 40)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_draw_the_same_scenes_as_the_training_process(num_workers: int) -> None:
+    expected = [batch["image"] for batch in make_module().train_dataloader()]
+    drawn = [batch["image"] for batch in make_module(num_workers=num_workers).train_dataloader()]
+    assert all(torch.equal(one, other) for one, other in zip(expected, drawn, strict=True))
+
+
+def test_evaluation_loaders_give_every_image_once_in_order() -> None:
+    module = make_module()
+    assert ids(module.val_dataloader()) == [f"val-0-{index:06d}" for index in range(7)]
+    assert ids(module.test_dataloader()) == [f"test-0-{index:06d}" for index in range(5)]
+
+
+def test_images_have_the_size_and_normalisation_of_the_data_config() -> None:
+    module = make_module()
+    batch = next(iter(module.val_dataloader()))
+    assert batch["image"].shape == (4, 3, 48, 48)
+    assert batch["image"].dtype == torch.uint8
+    normalized = module.on_after_batch_transfer(batch, 0)["image"]
+    for channel, (mean, std) in enumerate(zip(CONFIG["mean"], CONFIG["std"], strict=True)):
+        expected = (batch["image"][:, channel].double() / 255 - mean) / std
+        torch.testing.assert_close(normalized[:, channel].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_normalising_twice_changes_nothing() -> None:
+    module = make_module()
+    once = module.normalize(next(iter(module.val_dataloader())))
+    assert torch.equal(module.normalize(once)["image"], once["image"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"batch_size": 0}, "batch_size is 0"), ({"num_workers": -1}, "num_workers is -1")]
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_module(**arguments)
+
+
+def test_a_model_for_oblong_images_is_told_that_scenes_are_square() -> None:
+    module = make_module()
+    module.use_data_config({**CONFIG, "input_size": (3, 48, 64)})
+    with pytest.raises(InputError, match="square, but the model takes images of 48 by 64"):
+        module.val_dataloader()

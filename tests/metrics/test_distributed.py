@@ -1,0 +1,89 @@
+"""The metrics give one number over all processes: that of one process which saw every image."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import spawn
+
+from litcam.heatmaps import upsample
+from litcam.metrics import Localization, Perturbation
+
+COUNT = 9
+SHARES = {
+    "odd": ([0, 2, 4, 6, 8], [1, 3, 5, 7]),
+    "one without any": (list(range(COUNT)), []),
+    "one without any that counts": ([0, 1, 2, 3, 4, 6, 7, 8], [5]),  # the map of image 5 is constant
+}
+
+
+def images_and_maps() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, maps (one constant), regions (one empty) and classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(COUNT, 3, 16, 16, generator=generator)
+    heatmaps = upsample(torch.rand(COUNT, 4, 4, generator=generator), (16, 16))
+    heatmaps[5] = 0
+    regions = torch.rand(COUNT, 16, 16, generator=generator) > 0.6
+    regions[3] = False
+    return images, heatmaps, regions, torch.randint(4, (COUNT,), generator=generator)
+
+
+def scores(share: list[int]) -> dict[str, list[float]]:
+    """What the metrics say after some images, one at a time; over all processes where there are several."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    images, heatmaps, regions, labels = images_and_maps()
+    metrics: dict[str, Any] = {
+        "boxes": Localization(),
+        "mask": Localization(prediction="mask"),
+        "paper": Localization(paper=True),
+        "perturbation": Perturbation(),
+    }
+    for index in share:
+        one = slice(index, index + 1)
+        for name in ("boxes", "mask", "paper"):
+            metrics[name].update(heatmaps[one], regions[one])
+        metrics["perturbation"].update(net, images[one], heatmaps[one], labels[one])
+    return {
+        f"{name} {score}": value.double().flatten().tolist()
+        for name, metric in metrics.items()
+        for score, value in metric.compute().items()
+    }
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save({name: scores(shares[rank]) for name, shares in SHARES.items()}, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes computed."""
+    folder = tmp_path_factory.mktemp("two")
+    spawn(work, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_two_processes_compute_the_numbers_of_one(of_two_processes: list[dict[str, Any]], shares: str) -> None:
+    alone = scores(list(range(COUNT)))
+    assert alone["boxes num_images"] == [7]
+    assert (alone["boxes num_degenerate"], alone["boxes num_without_region"]) == ([1], [1])
+    assert alone["perturbation num_images"] == [8]
+    for process in of_two_processes:
+        assert process[shares].keys() == alone.keys()
+        for name, values in alone.items():
+            assert process[shares][name] == pytest.approx(values, abs=1e-9), name
+
+
+def test_a_share_alone_would_give_other_numbers(of_two_processes: list[dict[str, Any]]) -> None:
+    first, second = (scores(share) for share in SHARES["odd"])
+    together = of_two_processes[0]["odd"]
+    for name in ("boxes iou", "perturbation abpc"):
+        assert first[name] != pytest.approx(together[name], abs=1e-3)
+        assert second[name] != pytest.approx(together[name], abs=1e-3)

@@ -1,0 +1,194 @@
+"""ViTClassifier: what its options promise reaches the optimizer, the net and the numbers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from conftest import SMALL
+from litcam.classifier import ViTClassifier, _WarmupCosine
+from litcam.data import DigitScenesDataModule
+from litcam.errors import InputError, UnsupportedModelError
+
+NAME = "vit_tiny_patch16_224"
+SIZE = {key: value for key, value in SMALL.items() if key != "num_classes"}
+
+
+def make_classifier(**arguments: Any) -> ViTClassifier:
+    return ViTClassifier(NAME, **{"num_classes": 10, "pretrained": False, "model_kwargs": SIZE, **arguments})
+
+
+def fit(classifier: ViTClassifier, **trainer_arguments: Any) -> L.Trainer:
+    data = DigitScenesDataModule(num_train=16, num_val=8, num_test=8, batch_size=4, num_workers=0)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 1, **trainer_arguments},
+    )
+    trainer.fit(classifier, data)
+    return trainer
+
+
+def test_layer_decay_reaches_the_learning_rates() -> None:
+    classifier = make_classifier(lr=0.1, layer_decay=0.5, warmup_share=0.0)
+    optimizer = fit(classifier, max_steps=1).optimizers[0]
+    rate_of = {id(parameter): group["initial_lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    rates = {name: rate_of[id(parameter)] for name, parameter in classifier.net.named_parameters()}
+    assert rates["head.weight"] == pytest.approx(0.1)
+    assert rates["blocks.2.mlp.fc1.weight"] == pytest.approx(0.1 * 0.5)
+    assert rates["blocks.1.mlp.fc1.weight"] == pytest.approx(0.1 * 0.5**2)
+    assert rates["blocks.0.attn.qkv.bias"] == pytest.approx(0.1 * 0.5**3)
+    assert rates["patch_embed.proj.weight"] == pytest.approx(0.1 * 0.5**4)
+
+
+def test_biases_norms_and_tokens_have_no_weight_decay() -> None:
+    classifier = make_classifier(weight_decay=0.3)
+    optimizer = fit(classifier, max_steps=1).optimizers[0]
+    decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {name: decay_of[id(parameter)] for name, parameter in classifier.net.named_parameters()}
+    assert decays["blocks.0.mlp.fc1.weight"] == 0.3
+    assert {decays[name] for name in ("cls_token", "pos_embed", "norm.weight", "head.bias")} == {0.0}
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    schedule = _WarmupCosine(steps=100, warmup_share=0.2, floor=0.1)
+    assert [schedule(step) for step in (0, 9, 19, 20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])
+    assert schedule(60) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert schedule(100) == schedule(1000) == pytest.approx(0.1)
+
+
+def test_the_schedule_moves_with_every_step() -> None:
+    classifier = make_classifier(lr=0.1, warmup_share=0.5, min_lr_share=0.0)
+    trainer = fit(classifier, max_epochs=2)  # 8 steps, 4 of warm-up
+    assert trainer.global_step == 8
+    assert trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_linear_probe_trains_the_head_alone() -> None:
+    classifier = make_classifier(freeze_backbone=True, lr=0.1)
+    before = {name: parameter.clone() for name, parameter in classifier.net.named_parameters()}
+    fit(classifier)
+    changed = {
+        name for name, parameter in classifier.net.named_parameters() if not torch.equal(parameter, before[name])
+    }
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_label_smoothing_and_mixup_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 2, 3, 4])
+    batch: Any = {"image": images, "label": labels}
+    smooth = make_classifier(label_smoothing=0.2)
+    monkeypatch.setattr(smooth, "log", lambda *arguments, **options: None)
+    expected = F.cross_entropy(smooth(images), labels, label_smoothing=0.2)
+    torch.testing.assert_close(smooth.training_step(batch, 0), expected)
+    mixed = make_classifier(mixup=1.0, cutmix=1.0)
+    monkeypatch.setattr(mixed, "log", lambda *arguments, **options: None)
+    original = images.clone()
+    assert not torch.isclose(mixed.training_step(batch, 0), F.cross_entropy(mixed(images), labels))
+    assert torch.equal(images, original)
+
+
+def test_accuracies_are_means_over_all_images() -> None:
+    classifier = make_classifier()
+    trainer = fit(classifier, limit_train_batches=1)
+    data = trainer.datamodule
+    logits, labels = [], []
+    classifier.eval()
+    for batch in data.val_dataloader():
+        batch = data.normalize(batch)
+        logits.append(classifier(batch["image"]).detach())
+        labels.append(batch["label"])
+    scores, truth = torch.cat(logits), torch.cat(labels)
+    assert trainer.callback_metrics["val/accuracy"].item() == pytest.approx(
+        (scores.argmax(1) == truth).float().mean().item()
+    )
+    top5 = (scores.topk(5).indices == truth[:, None]).any(1).float().mean().item()
+    assert trainer.callback_metrics["val/accuracy_top5"].item() == pytest.approx(top5)
+    assert trainer.callback_metrics["val/loss"].item() == pytest.approx(F.cross_entropy(scores, truth).item(), rel=1e-5)
+
+
+def test_top_5_is_not_reported_for_fewer_than_ten_classes() -> None:
+    assert set(make_classifier(num_classes=9).metrics["val_metrics"].keys()) == {"val/accuracy"}
+
+
+def test_size_mean_and_std_are_the_models_own() -> None:
+    config = make_classifier().data_config
+    assert config["input_size"] == (3, 64, 64)  # the constructor's, not the 224 of the pretrained config
+    assert config["mean"] == config["std"] == (0.5, 0.5, 0.5)
+    deit = ViTClassifier("deit_tiny_patch16_224", 10, pretrained=False, model_kwargs=SIZE)
+    assert deit.data_config["mean"] == (0.485, 0.456, 0.406)
+
+
+def test_a_local_file_is_loaded_and_adapted_to_head_and_size(tmp_path: Path) -> None:
+    source = timm.create_model(NAME, pretrained=False, **SMALL)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    classifier = make_classifier(pretrained=str(tmp_path / "weights.pth"), model_kwargs={**SIZE, "img_size": 96})
+    assert torch.equal(classifier.net.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+    assert classifier.net.head.weight.shape == (10, 48)
+    assert classifier.net.pos_embed.shape == (1, 37, 48)
+
+
+def test_the_packaged_weights_are_small_and_classify_digits() -> None:
+    from litcam.models import WEIGHTS
+
+    assert WEIGHTS.stat().st_size <= 1_000_000
+    net = timm.create_model("vit_mini_patch8_64", pretrained=True).eval()
+    data = DigitScenesDataModule(num_val=200, max_instances=2, clutter=3, contrast=90.0, texture=10.0, num_workers=0)
+    data.use_data_config(ViTClassifier("vit_mini_patch8_64", 10, pretrained=False).data_config)
+    with torch.no_grad():
+        hits = [(net(data.normalize(b)["image"]).argmax(1) == b["label"]).float().mean() for b in data.val_dataloader()]
+    assert torch.stack(hits).mean() > 0.8
+
+
+def test_drop_path_rises_to_the_rate_of_the_last_block() -> None:
+    blocks = make_classifier(drop_path=0.2).net.blocks
+    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_hyperparameters_are_primitive() -> None:
+    def primitive(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and primitive(item) for key, item in value.items())
+        return value is None or isinstance(value, bool | int | float | str | tuple)
+
+    assert primitive(dict(make_classifier().hparams))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "num_classes is 1"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"label_smoothing": math.nan}, "label_smoothing is nan"),
+        ({"pretrained": "nowhere.pth"}, "'nowhere.pth', which does not exist"),
+        ({"model_kwargs": {"depht": 3}}, "does not take these model_kwargs.*depht"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_classifier(**arguments)
+
+
+def test_unknown_and_unsupported_models_are_named() -> None:
+    with pytest.raises(InputError, match="timm has no model 'vit_bsae_patch16_224'; did you mean"):
+        ViTClassifier("vit_bsae_patch16_224", 10, pretrained=False)
+    with pytest.raises(UnsupportedModelError, match="resnet18 is a ResNet, not a Vision Transformer"):
+        ViTClassifier("resnet18", 10, pretrained=False)
+
+
+def test_weights_that_cannot_be_downloaded_are_told_how_else() -> None:
+    with pytest.raises(InputError, match=r"could not be loaded.*give a local file"):
+        ViTClassifier("vit_tiny_patch16_224", 10, pretrained=True)
+
+
+def test_the_warmup_cosine_is_finite_for_a_single_step() -> None:
+    assert math.isfinite(_WarmupCosine(1, 0.0, 0.1)(0))

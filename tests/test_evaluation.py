@@ -1,0 +1,70 @@
+"""Evaluation: the aggregates by hand, and the module and data of a checkpoint."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import litcam
+from litcam.classifier import ViTClassifier
+from litcam.data import DigitScenesDataModule, box_regions
+from litcam.evaluation import _summarize, bootstrap_interval, evaluate, results_table
+from litcam.metrics import Localization, Perturbation
+
+
+def make_run() -> tuple[ViTClassifier, DigitScenesDataModule]:
+    torch.manual_seed(0)
+    module = ViTClassifier("vit_mini_patch8_64", 10, False, {"depth": 2, "embed_dim": 24, "num_heads": 2}).eval()
+    data = DigitScenesDataModule(num_val=11, batch_size=4, num_workers=0)
+    data.use_data_config(module.data_config)
+    return module, data
+
+
+def test_results_equal_the_metrics_on_all_images_at_once() -> None:
+    module, data = make_run()
+    results = evaluate(module, data, methods=("agcam", "center"), perturbation_images=None)
+    data.batch_size = 11
+    batch = data.normalize(next(iter(data.val_dataloader())))
+    for name in ("agcam", "center"):
+        explanation = litcam.create_explainer(name, module)(batch["image"], batch["label"])
+        heatmaps = explanation.upsample((64, 64))
+        localization, perturbation = Localization(), Perturbation()
+        localization.update(heatmaps, box_regions(batch))
+        perturbation.update(module, batch["image"], heatmaps, batch["label"])
+        expected: dict[str, Any] = {**localization.compute(), **perturbation.compute()}
+        for metric in ("iou", "dice", "precision", "pointing_game", "energy_inside", "lerf", "morf", "abpc"):
+            assert results["methods"][name][metric]["value"] == pytest.approx(float(expected[metric]), abs=1e-6)
+    assert results["accuracy"] == pytest.approx(
+        float((module(batch["image"]).argmax(1) == batch["label"]).float().mean())
+    )
+
+
+def test_perturbation_takes_a_fixed_subset() -> None:
+    module, data = make_run()
+    first, second = (evaluate(module, data, ["random"], perturbation_images=5) for _ in range(2))
+    assert first == second
+    assert first["methods"]["random"]["abpc"]["num_images"] == 5
+    assert "abpc" not in evaluate(module, data, ["random"], perturbation_images=0)["methods"]["random"]
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_interval(rng.normal(size=60)) for _ in range(200)]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.89 <= covered <= 0.985
+
+
+def test_a_summary_done_by_hand() -> None:
+    summary = _summarize(
+        {"iou": [torch.tensor([0.0, 1.0]), torch.tensor([0.5])], "degenerate": [torch.tensor([1.0, 0.0, 1.0])]}, seed=0
+    )
+    assert summary["iou"]["value"] == pytest.approx(0.5)
+    assert summary["iou"]["num_images"] == 3
+    assert summary["degenerate"] == {"value": 2, "num_images": 3}
+
+
+def test_the_table_has_a_column_per_method() -> None:
+    module, data = make_run()
+    table = results_table(evaluate(module, data, ["agcam", "random"], perturbation_images=0))
+    assert [column.header for column in table.columns] == ["", "agcam", "random"]
