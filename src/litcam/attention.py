@@ -241,12 +241,13 @@ class AttentionRecorder:
     def __enter__(self) -> "AttentionRecorder":
         net, root = self.vit.net, self.vit.root
         hooks = [
-            net.register_forward_pre_hook(self._begin),
+            net.register_forward_pre_hook(self._begin, with_kwargs=True),
             net.blocks[0].register_forward_pre_hook(self._catch_prefix),
-            net.register_forward_hook(self._end, always_call=True),  # leaves the mode also when the forward raises
+            # Leaves the mode also when the forward raises.
+            net.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         ]
         if root is not net:
-            hooks.append(root.register_forward_hook(self._widen))
+            hooks.append(root.register_forward_hook(self._widen, with_kwargs=True))
         for hook in hooks:
             self._hooks.callback(hook.remove)
         return self
@@ -255,11 +256,10 @@ class AttentionRecorder:
         self._leave_mode()
         self._hooks.close()
 
-    def _begin(self, net: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def _begin(self, net: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.trace = None
         self.forwards += 1
-        if arguments and isinstance(arguments[0], Tensor):
-            self.vit.check_size(arguments[0])
+        self.vit.check_size(_first(arguments, keywords))
         self._prefix: Tensor | None = None
         self._readings: dict[Hashable, list[Any]] = {key: [] for key in self.readers}
         self._calls = 0
@@ -282,27 +282,32 @@ class AttentionRecorder:
                     self._readings[key].append(reader(call))
         return output
 
-    def _end(self, net: nn.Module, arguments: tuple[Any, ...], logits: Any) -> None:
+    def _end(self, net: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], logits: Any) -> None:
         self._leave_mode()
         if logits is None:  # the forward raised
             return
         check_attention(self.vit, self._calls)
         assert self._prefix is not None  # the first block ran, for its attention was seen
-        self.trace = AttentionTrace(
-            self.vit, net, arguments[0].detach(), logits.detach(), self._prefix, dict(self._readings)
-        )
+        images = _first(arguments, keywords)
+        self.trace = AttentionTrace(self.vit, net, images.detach(), logits.detach(), self._prefix, dict(self._readings))
 
-    def _widen(self, root: nn.Module, arguments: tuple[Any, ...], logits: Any) -> None:
+    def _widen(self, root: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], logits: Any) -> None:
         """Take the root's images and logits for the net's, where its own forward was what ran."""
         # Under DDP Lightning sends whole steps through the root's forward: their arguments are batches, not images.
-        ran_on_images = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4
+        images = _first(arguments, keywords)
+        ran_on_images = isinstance(images, Tensor) and images.ndim == 4
         if self.trace is not None and ran_on_images and isinstance(logits, Tensor) and logits.ndim == 2:
-            self.trace = replace(self.trace, module=root, images=arguments[0].detach(), logits=logits.detach())
+            self.trace = replace(self.trace, module=root, images=images.detach(), logits=logits.detach())
 
     def _leave_mode(self) -> None:
         if self._mode is not None:
             self._mode.close()
             self._mode = None
+
+
+def _first(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """The first argument of a call, however it was given."""
+    return next(iter((*arguments, *keywords.values())), None)
 
 
 def record(vit: ViT, images: Tensor, readers: Mapping[Hashable, Reader]) -> AttentionTrace:

@@ -175,7 +175,7 @@ def test_a_module_without_forward_around_a_net_without_head_is_refused(tmp_path:
         def logits(self, images: torch.Tensor) -> torch.Tensor:
             return self.head(self.net(images))
 
-    with pytest.raises(UnsupportedModelError, match="OnlySteps has no forward.*give the module a forward"):
+    with pytest.raises(UnsupportedModelError, match=r"OnlySteps has no forward.*give the module a forward"):
         fit(tmp_path, OnlySteps(), loader(), HeatmapLogger())
 
 
@@ -191,8 +191,8 @@ def test_masks_of_another_size_than_the_images_are_refused(tmp_path: Path) -> No
             sample = super().__getitem__(index)
             return {**sample, "mask": sample["mask"][::2, ::2]}
 
+    data = DataLoader(Halved(), 4, collate_fn=collate)
     with pytest.raises(InputError, match=r"\[4, 64, 64\].*\[4, 32, 32\]"):
-        data = DataLoader(Halved(), 4, collate_fn=collate)
         fit(tmp_path, NeverTrained(), data, LocalizationMonitor(regions="masks"))
 
 

@@ -126,13 +126,24 @@ def test_captions_name_true_and_predicted_class_in_red_where_they_differ(
 
 def test_captions_take_the_class_names_of_the_data_module(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     class Named(type(digits())):  # type: ignore[misc]
-        class_names = [f"digit {number}" for number in range(10)]
+        class_names = tuple(f"digit {number}" for number in range(10))
 
     data = Named(8, 4, 4, batch_size=4, num_workers=0)
     make_trainer(tmp_path, [HeatmapLogger(num_images=1)]).validate(tiny_classifier(), data, verbose=False)
     [entry] = drawn
     assert entry["caption"].startswith("digit ")
     assert ", predicted digit " in entry["caption"]
+
+
+def test_classes_beyond_the_names_are_numbered(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+    class Named(type(digits())):  # type: ignore[misc]
+        class_names = ("zero", "one")
+
+    module = tiny_classifier()
+    torch.nn.init.constant_(module.net.head.bias[7:8], 100.0)
+    data = Named(8, 4, 4, batch_size=4, num_workers=0)
+    make_trainer(tmp_path, [HeatmapLogger()]).validate(module, data, verbose=False)
+    assert all(entry["caption"].endswith("predicted 7 100%") for entry in drawn)
 
 
 def test_the_panel_shows_image_map_and_boxes_as_computed_by_hand(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """PerturbationMonitor logs what one computes by hand, and its figure reaches TensorBoard."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_mixed_precision_gives_the_numbers_of_full_precision_within_its_rounding
     trainer.validate(module, loader(), verbose=False)
     by_hand = perturbation_by_hand(module.net.eval(), loader())
     assert_logged(logged(trainer), with_tag("val/agcam/", by_hand), tolerance=0.02)
+
+
+def test_a_model_without_maps_logs_nan_draws_an_empty_figure_and_goes_on(tmp_path: Path) -> None:
+    module = UserModule()
+    torch.nn.init.zeros_(module.net.head.weight)  # no gradient, no map
+    trainer = make_trainer(tmp_path, [PerturbationMonitor(num_images=None)], tensorboard=True)
+    trainer.validate(module, loader(), verbose=False)
+    assert logged(trainer)["val/agcam/perturbation_degenerate"] == 11
+    assert math.isnan(logged(trainer)["val/agcam/abpc"])
+    events = EventAccumulator(str(trainer.log_dir)).Reload()
+    assert events.Tags()["images"] == ["val/agcam/perturbation"]
 
 
 @pytest.mark.parametrize("global_pool", ["token", "avg"])

@@ -1,6 +1,8 @@
 """What all monitors share: one forward, one explanation per image, any user's module, and nothing left behind."""
 
 import gc
+import math
+import pickle
 import weakref
 import zlib
 from collections import Counter
@@ -315,6 +317,23 @@ class ForwardOfOneArgumentMore(UserModule):
         return self(images=images)
 
 
+class CallsItsNetByKeyword(UserModule):
+    """Likewise, and so is the net."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(x=images)
+
+
+class ForwardOfABatch(UserModule):
+    """Its forward takes whole batches."""
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.net(batch["image"])
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self({"image": images})
+
+
 USER_MODULES = [
     CallsItself,
     CallsItsNet,
@@ -326,6 +345,8 @@ USER_MODULES = [
     FlipsBefore,
     FlipsInTheBatch,
     ForwardOfOneArgumentMore,
+    CallsItsNetByKeyword,
+    ForwardOfABatch,
 ]
 
 
@@ -434,6 +455,22 @@ def test_a_compiled_module_is_explained_like_the_module_itself(tmp_path: Path, h
         expected |= perturbation_by_hand(net, loader(4))
     assert_logged(logged(trainer), with_tag("val/agcam/", expected))
     torch.compiler.reset()
+
+
+def test_a_fit_of_a_net_that_is_compiled_in_place_logs_what_its_weights_give(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    module = _compiled("net in place")
+    trainer = make_trainer(tmp_path, [LocalizationMonitor()], limit_train_batches=1, num_sanity_val_steps=0)
+    trainer.fit(module, loader(4), loader(4))
+    net = tiny_net().eval()
+    assert not same_weights(net, module.net)
+    net.load_state_dict(module.net.state_dict())
+    assert_logged(logged(trainer), with_tag("val/agcam/", localization_by_hand(net, loader(4))))
+    torch.compiler.reset()
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_compiled_net_is_still_compiled_after_validation(tmp_path: Path) -> None:
@@ -558,3 +595,35 @@ def test_pairs_of_a_plain_loader_need_no_collate_function(tmp_path: Path) -> Non
     watched = Watched()
     make_trainer(tmp_path, [watched]).validate(UserModule(), data, verbose=False)
     assert watched.indices == list(range(8))
+
+
+def test_a_model_that_has_diverged_is_watched_on(tmp_path: Path) -> None:
+    module = UserModule()
+    torch.nn.init.constant_(module.net.blocks[0].attn.qkv.weight, float("nan"))
+    monitors: list[L.Callback] = [HeatmapLogger(num_images=3)]
+    monitors += [kind(method) for kind in (LocalizationMonitor, PerturbationMonitor) for method in ("agcam", "center")]
+    trainer = make_trainer(tmp_path, monitors)
+    trainer.validate(module, loader(), verbose=False)
+    scores = logged(trainer)
+    assert scores["val/agcam/degenerate"] == scores["val/agcam/perturbation_degenerate"] == 11
+    assert math.isnan(scores["val/agcam/iou"])
+    assert scores["val/center/iou"] == pytest.approx(localization_by_hand(tiny_net(), loader(), "center")["iou"])
+
+
+def test_monitors_can_be_sent_to_other_processes() -> None:
+    for monitor in (HeatmapLogger(), LocalizationMonitor(), PerturbationMonitor()):
+        copied = pickle.loads(pickle.dumps(monitor))
+        assert type(copied) is type(monitor)
+        assert copied.request == monitor.request
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_logs_the_numbers_of_the_cpu(tmp_path: Path) -> None:
+    scores = []
+    for accelerator in ("cpu", "gpu"):
+        monitors: list[L.Callback] = [HeatmapLogger(num_images=5), PerturbationMonitor(num_images=4)]
+        monitors += [LocalizationMonitor(), LocalizationMonitor(regions="masks", wrong_predictions="skip")]
+        trainer = make_trainer(tmp_path, monitors, accelerator=accelerator)
+        trainer.validate(UserModule(), loader(), verbose=False)
+        scores.append(logged(trainer))
+    assert_logged(scores[1], scores[0], tolerance=0.02)  # the kernels round differently

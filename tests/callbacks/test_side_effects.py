@@ -1,4 +1,4 @@
-"""Monitoring changes nothing: weights, optimizers, losses and random numbers are those of a run without it, bit for bit."""
+"""Monitoring changes nothing: weights, optimizers, losses and random numbers are those of a run without it."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning_cases import History, assert_left_alone, digits, logged, make_trainer, tiny_classifier
 
-from litcam.callbacks import StepSeed, HeatmapLogger, LocalizationMonitor, PerturbationMonitor
+from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMonitor, StepSeed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -108,7 +108,7 @@ class HeatmapLogger(ExplanationMonitor):
             save_png(folder / "heatmaps" / self.explainer / name, panel)
 
     def _name(self, label: int) -> str:
-        return self.class_names[label] if self.class_names else str(label)
+        return self.class_names[label] if self.class_names and label < len(self.class_names) else str(label)
 
 
 def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:

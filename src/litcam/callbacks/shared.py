@@ -40,7 +40,7 @@ class Explained:
     Attributes:
         batch: the whole batch, on the device.
         rows: which of its images, [n].
-        indices: where those stand in the dataset's order, [n].
+        indices: where those stand in the dataset's order, [n]; on the CPU.
         labels: their true classes, [n].
         explanation: of these n images.
         trace: the forward of these n images.
@@ -72,8 +72,9 @@ class Explained:
         explanation = Explanation(
             self.explanation.heatmaps[where], self.explanation.logits[where], self.explanation.targets[where]
         )
+        indices = self.indices[where.cpu()]
         fewer = Explained(
-            self.batch, self.rows[where], self.indices[where], self.labels[where], explanation, self.trace.select(where)
+            self.batch, self.rows[where], indices, self.labels[where], explanation, self.trace.select(where)
         )
         fewer.__dict__["heatmaps"] = self.heatmaps[where]  # spares the upsampling
         return fewer
@@ -208,8 +209,11 @@ class SharedExplanations:
         if trace.module is self._vit.root:
             return True
         if self._net_is_whole is None:
-            with evaluating(self._vit.root), torch.no_grad(), eager():
-                logits = self._vit.root(trace.images[:1])
+            try:
+                with evaluating(self._vit.root), torch.no_grad(), eager():
+                    logits = self._vit.root(trace.images[:1])
+            except Exception:  # a forward that takes a batch, say: then the net is all that images can be given
+                logits = trace.logits[:1]
             self._net_is_whole = isinstance(logits, Tensor) and agree(logits, trace.logits[:1])
         return self._net_is_whole
 
