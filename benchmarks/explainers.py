@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 import litcam
 import litcam.models  # registers the packaged model with timm
-from litcam.attention import find_vit
+from litcam.vit import find_vit
 from litcam.errors import LitcamError
 
 PUBLISHED = {"published_agcam": True, "published_agcam_lean": False}  # the value: with weight gradients

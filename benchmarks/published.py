@@ -11,7 +11,7 @@ import torch
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from litcam.attention import find_vit
+from litcam.vit import find_vit
 from litcam.errors import UnsupportedModelError
 
 

@@ -37,7 +37,8 @@ def draw_curves(history: Path, output: Path) -> None:
             explainer = tag.split("/")[1] if tag.count("/") == 2 else "model"
             style = {"linestyle": "-", "marker": "o"} if explainer in ("model", "agcam") else {"linestyle": "--"}
             axes.plot(epochs, [float(row[tag]) for row in rows], label=explainer, **style)
-        axes.set(title=title, xlabel="epoch", xticks=epochs, ylim=(min(0.0, axes.get_ylim()[0]), None))
+        axes.set(title=title, xlabel="epoch", xticks=epochs)
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.0 if title != "ABPC" else None)
         axes.grid(alpha=0.3)
         if len(tags) > 1:
             axes.legend(frameon=False, fontsize="small")

@@ -3,7 +3,7 @@
 Every current ViT computes attention through ``torch.nn.functional.scaled_dot_product_attention``. A function mode
 around one forward sees each of those calls, in order; no module is patched and no N×N matrix is built. The same way
 the calls can be answered from a recording (:meth:`AttentionTrace.replay`) or cut from the graph
-(:func:`attention_gradients`).
+(:mod:`litcam.gradients`).
 
 Knows no explanation method: those say for themselves what they read from a call.
 """
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from litcam.errors import InputError, UnsupportedModelError
-
-SUPPORTED = "timm's vit, deit, deit3, dinov2, dinov3, clip, siglip, beit, eva and rope families"
+from litcam.errors import UnsupportedModelError
+from litcam.vit import ViT, check_attention
 
 
 @dataclass(frozen=True)
@@ -54,86 +53,6 @@ class AttentionCall:
     def weights(self, rows: slice = slice(None)) -> Tensor:
         """Attention A = softmax(S) of the chosen query rows: float32 [B, H, R, N]."""
         return self.scores(rows).softmax(-1)
-
-
-@dataclass(frozen=True)
-class ViT:
-    """A Vision Transformer inside a module, as litcam sees it.
-
-    Attributes:
-        root: what is called with images and returns logits: the net itself, or a module that holds it.
-        net: the timm model, with ``blocks``, ``patch_embed`` and ``num_prefix_tokens``.
-    """
-
-    root: nn.Module
-    net: Any
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the patch tokens: class, distillation and register tokens."""
-        return int(self.net.num_prefix_tokens)
-
-    @property
-    def pools_class_token(self) -> bool:
-        """Whether the head reads prefix tokens alone, and not the patch tokens."""
-        attention_pool = getattr(self.net, "attn_pool", None)
-        return self.num_prefix_tokens > 0 and attention_pool is None and getattr(self.net, "global_pool", "") == "token"
-
-    @property
-    def readout(self) -> slice:
-        """The tokens that the head reads: class token (and distillation token), or all patch tokens."""
-        if not self.pools_class_token:
-            return slice(self.num_prefix_tokens, None)
-        return slice(0, 2 if hasattr(self.net, "dist_token") else 1)
-
-    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of (H, W) pixels."""
-        embed = self.net.patch_embed
-        if hasattr(embed, "dynamic_feat_size"):
-            rows, columns = embed.dynamic_feat_size(image_size)
-        else:
-            rows, columns = embed.grid_size
-        return int(rows), int(columns)
-
-    def check_images(self, images: Tensor) -> None:
-        """Raise InputError unless images are finite floats [B, 3, H, W] of a size that the net takes."""
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-            got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(f"images have to be a normalised float tensor [B, 3, H, W], not {got}.")
-        self.check_size(images)
-        finite = images.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = (~finite).nonzero().flatten().tolist()
-            raise InputError(f"images hold NaN or infinite pixels at batch index {', '.join(map(str, bad[:8]))}.")
-
-    def check_size(self, images: Tensor) -> None:
-        """Raise InputError unless images [..., H, W] are of a size that the net takes."""
-        embed = self.net.patch_embed
-        expected = getattr(embed, "img_size", None)
-        size = tuple(images.shape[-2:])
-        if expected is not None and getattr(embed, "strict_img_size", True) and size != tuple(expected):
-            raise InputError(
-                f"images are {size[0]} by {size[1]} pixels, but the net takes {expected[0]} by {expected[1]}: "
-                "resize them, or create the net with another img_size."
-            )
-
-
-def find_vit(module: nn.Module) -> ViT:
-    """The first Vision Transformer in a module, from the outside in.
-
-    Raises:
-        UnsupportedModelError: if there is none; the message says what is supported.
-    """
-    if not isinstance(module, nn.Module):
-        raise UnsupportedModelError(f"net has to be a torch.nn.Module, not {type(module).__name__}.")
-    root = getattr(module, "_orig_mod", module)  # what torch.compile(net) wraps
-    for candidate in root.modules():
-        if all(hasattr(candidate, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
-            return ViT(root, candidate)
-    raise UnsupportedModelError(
-        f"{type(root).__name__} holds no Vision Transformer with global attention in every block; "
-        f"supported are {SUPPORTED}."
-    )
 
 
 Reader = Callable[[AttentionCall], Any]
@@ -193,7 +112,7 @@ class AttentionTrace:
             return None
         answers = iter(outputs)
         tokens = self.prefix.clone().to(outputs[0].dtype)  # [B, P, D]; a clone, for inference tensors bar autograd
-        with _AttentionMode(lambda arguments, attend: next(answers)):
+        with AttentionMode(lambda arguments, attend: next(answers)):
             for block in net.blocks:
                 tokens = block(tokens)
             logits: Tensor = net.forward_head(net.norm(tokens))
@@ -265,14 +184,14 @@ class AttentionRecorder:
         self._calls = 0
         self._leave_mode()
         self._mode = ExitStack()
-        self._mode.enter_context(_AttentionMode(self._observe))
+        self._mode.enter_context(AttentionMode(self._observe))
 
     def _catch_prefix(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         if self._mode is not None:
             self._prefix = arguments[0][:, : self.vit.num_prefix_tokens].detach().clone()
             self._num_tokens = arguments[0].shape[1]
 
-    def _observe(self, arguments: "_Arguments", attend: Callable[[], Tensor]) -> Tensor:
+    def _observe(self, arguments: "AttentionArguments", attend: Callable[[], Tensor]) -> Tensor:
         output = attend()
         if arguments.is_self_attention:
             self._calls += 1
@@ -324,113 +243,11 @@ def record(vit: ViT, images: Tensor, readers: Mapping[Hashable, Reader]) -> Atte
     return recorder.trace
 
 
-@dataclass(frozen=True)
-class AttentionGradient:
-    """An attention call inside a graph, and the gradients of some class logits at its output.
-
-    Attributes:
-        call: the call; its tensors are detached.
-        gradients: [K, B, H, N, d], ∂y_c/∂output for each of K classes.
-    """
-
-    call: AttentionCall
-    gradients: Tensor
-
-
-def attention_gradients(trace: AttentionTrace, targets: Tensor, cut: bool) -> list[AttentionGradient]:
-    """Gradients of class logits at the output of every attention call, by one more forward and K backward passes.
-
-    Args:
-        trace: says which module and which images.
-        targets: class indices [B, K].
-        cut: whether the input of every attention is cut from the graph, so that gradients run along the skip
-            connections and MLPs only (equations 3 to 7 of the AGCAM paper); otherwise the ordinary gradient.
-
-    Returns:
-        One entry per block, first block first.
-    """
-    calls: list[AttentionCall] = []
-
-    def attend_in_graph(arguments: "_Arguments", attend: Callable[[], Tensor]) -> Tensor:
-        if not arguments.is_self_attention:  # an attention pool belongs to the head
-            return attend()
-        output = arguments.detached().attend() if cut else attend()
-        if not output.requires_grad:
-            output.requires_grad_()
-        calls.append(arguments.call(output))
-        return output
-
-    with autograd_anywhere(trace.images.device.type), eager():
-        images = trace.images.clone().to(_parameter_dtype(trace.vit.net)).requires_grad_(not cut)
-        with _AttentionMode(attend_in_graph):
-            logits = trace.module(images)
-        outputs = [call.output for call in calls]
-        gradients = class_gradients(logits, targets, outputs)
-    return [AttentionGradient(_detached(call), gradient) for call, gradient in zip(calls, gradients, strict=True)]
-
-
-def _detached(call: AttentionCall) -> AttentionCall:
-    """The call with tensors that belong to no graph."""
-    bias = None if call.bias is None else call.bias.detach()
-    return AttentionCall(
-        call.query.detach(), call.key.detach(), call.value.detach(), bias, call.scale, call.output.detach()
-    )
-
-
-def class_gradients(logits: Tensor, targets: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """∂y_c/∂input for the classes [B, K] of each image: one [K, …] per input. The graph is freed."""
-    targets = targets.clone()  # they may be inference tensors, which autograd cannot keep
-    per_class = []
-    for position in range(targets.shape[1]):
-        chosen = logits.gather(1, targets[:, position : position + 1]).sum()  # images do not mix: a sum separates
-        last = position == targets.shape[1] - 1
-        gradients = torch.autograd.grad(chosen, inputs, retain_graph=not last, allow_unused=True)
-        per_class.append([torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)])
-    return [torch.stack(gradients) for gradients in zip(*per_class, strict=True)]
-
-
-@contextmanager
-def autograd_anywhere(device_type: str) -> Iterator[None]:
-    """Autograd in full precision, also inside no_grad, inference_mode and autocast."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
-        yield
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode and without activation checkpointing; every flag is restored on every path."""
-    training = {child: child.training for child in module.modules() if child.training}
-    checkpointing = [child for child in module.modules() if getattr(child, "grad_checkpointing", False) is True]
-    try:
-        for child in training:
-            child.training = False
-        for child in checkpointing:
-            child.grad_checkpointing = False  # type: ignore[assignment]
-        yield
-    finally:
-        for child in training:
-            child.training = True
-        for child in checkpointing:
-            child.grad_checkpointing = True  # type: ignore[assignment]
-
-
 @contextmanager
 def eager() -> Iterator[None]:
     """Run compiled modules as they were written: compiled code shows neither hooks nor attention calls."""
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def check_attention(vit: ViT, calls: int) -> None:
-    """Raise UnsupportedModelError unless every block made a self-attention call."""
-    blocks = len(vit.net.blocks)
-    if calls and calls % blocks == 0:
-        return
-    raise UnsupportedModelError(
-        f"{type(vit.net).__name__} has {blocks} blocks but made {calls} self-attention calls through torch's "
-        f"scaled_dot_product_attention, so it cannot be explained: supported are {SUPPORTED}, with fused attention on "
-        "(timm.layers.set_fused_attn(True) before the net is created)."
-    )
 
 
 def _check_logits(vit: ViT, logits: Any) -> None:
@@ -439,12 +256,8 @@ def _check_logits(vit: ViT, logits: Any) -> None:
         raise UnsupportedModelError(f"{type(vit.root).__name__} has to return logits [B, C], but returned {got}.")
 
 
-def _parameter_dtype(net: nn.Module) -> torch.dtype:
-    return next(parameter.dtype for parameter in net.parameters() if parameter.is_floating_point())
-
-
 @dataclass(frozen=True)
-class _Arguments:
+class AttentionArguments:
     """The arguments of a scaled_dot_product_attention call, by its own signature."""
 
     query: Tensor
@@ -461,7 +274,7 @@ class _Arguments:
         """An attention pool has other queries than keys: it belongs to the head."""
         return self.query.shape[-2] == self.key.shape[-2]
 
-    def detached(self) -> "_Arguments":
+    def detached(self) -> "AttentionArguments":
         """The same arguments, cut from the graph."""
         return replace(self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach())
 
@@ -480,10 +293,10 @@ class _Arguments:
         return AttentionCall(self.query, self.key, self.value, bias, scale, output)
 
 
-class _AttentionMode(TorchFunctionMode):
+class AttentionMode(TorchFunctionMode):
     """Lets ``handle`` answer every scaled_dot_product_attention call; all other functions run as they are."""
 
-    def __init__(self, handle: Callable[[_Arguments, Callable[[], Tensor]], Tensor]) -> None:
+    def __init__(self, handle: Callable[[AttentionArguments, Callable[[], Tensor]], Tensor]) -> None:
         super().__init__()
         self.handle = handle
 
@@ -493,4 +306,4 @@ class _AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is not F.scaled_dot_product_attention:
             return function(*args, **kwargs)
-        return self.handle(_Arguments(*args, **kwargs), lambda: function(*args, **kwargs))
+        return self.handle(AttentionArguments(*args, **kwargs), lambda: function(*args, **kwargs))

@@ -13,17 +13,17 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, evaluating, find_vit, record
-from litcam.callbacks.shared import read_batch
+from litcam.attention import AttentionTrace, record
 from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule, box_regions, mask_regions
-from litcam.data.batch import Batch
+from litcam.data.batch import Batch, read_batch
 from litcam.data.module import Split
 from litcam.errors import CheckpointError, InputError
 from litcam.explainers import Explainer, create_explainer
 from litcam.heatmaps import is_degenerate
 from litcam.metrics.functional import LOCALIZATION_SCORES, localization, perturbation_curves
+from litcam.vit import evaluating, find_vit
 
 SCHEMA_VERSION = 1
 RESAMPLES = 1000  # of the bootstrap

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
-from litcam.attention import AttentionRecorder, AttentionTrace, ViT, agree, eager, evaluating, find_vit, record
-from litcam.data.batch import Batch
-from litcam.errors import InputError, UnsupportedModelError
+from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, record
+from litcam.data.batch import Batch, read_batch
+from litcam.errors import UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
+from litcam.vit import ViT, evaluating, find_vit
 
 Target = Literal["true", "predicted"]
 
@@ -233,26 +234,6 @@ _shared: WeakKeyDictionary[L.Trainer, SharedExplanations] = WeakKeyDictionary()
 def shared_explanations(trainer: L.Trainer) -> SharedExplanations:
     """The explanations that all callbacks of a trainer share."""
     return _shared.setdefault(trainer, SharedExplanations())
-
-
-def read_batch(batch: Any) -> Batch:
-    """A batch as the house's contract has it; a pair of images and labels is taken too.
-
-    Raises:
-        InputError: if the batch has neither form, or labels are not class indices [B].
-    """
-    if isinstance(batch, list | tuple) and len(batch) >= 2:
-        batch = {"image": batch[0], "label": batch[1]}
-    if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
-        raise InputError(
-            f"The validation batch is a {type(batch).__name__}; the callbacks need a dict with 'image' and 'label', "
-            "or a pair (images, labels)."
-        )
-    labels = batch["label"]
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(f"label has to be class indices [B], not {got}.")
-    return batch  # type: ignore[return-value]  # other keys are checked by those who need them
 
 
 def _dataset_places(trainer: L.Trainer, places: Tensor) -> tuple[Tensor, Tensor, int | None]:

@@ -3,12 +3,15 @@
 Knows no dataset and no model.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
+
+from litcam.errors import InputError
 
 VOID = 255
 
@@ -58,6 +61,26 @@ def collate(samples: list[Any]) -> dict[str, Any]:
         # One tensor, for a worker hands over each tensor separately, and one per image takes longer than drawing it.
         stacked["boxes"] = torch.cat([F.pad(sample["boxes"], (1, 0), value=i) for i, sample in enumerate(samples)])
     return stacked
+
+
+def read_batch(batch: Any) -> Batch:
+    """A batch as the house's contract has it; a pair of images and labels is taken too.
+
+    Raises:
+        InputError: if the batch has neither form, or labels are not class indices [B].
+    """
+    if isinstance(batch, list | tuple) and len(batch) >= 2:
+        batch = {"image": batch[0], "label": batch[1]}
+    if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
+        raise InputError(
+            f"The validation batch is a {type(batch).__name__}; the callbacks need a dict with 'image' and 'label', "
+            "or a pair (images, labels)."
+        )
+    labels = batch["label"]
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"label has to be class indices [B], not {got}.")
+    return batch  # type: ignore[return-value]  # other keys are checked by those who need them
 
 
 def boxes_of(batch: Batch, index: int) -> Tensor:

@@ -5,8 +5,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionCall, AttentionTrace, attention_gradients, autograd_anywhere, class_gradients
+from litcam.attention import AttentionCall, AttentionTrace
 from litcam.explainers.base import Explainer, check_choice, register
+from litcam.gradients import attention_gradients, autograd_anywhere, class_gradients
 
 Fusion = Literal["sum", "mean", "max"]
 FUSIONS = ("sum", "mean", "max")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
-from litcam.attention import AttentionCall, AttentionTrace, evaluating, find_vit, record
+from litcam.attention import AttentionCall, AttentionTrace, record
 from litcam.errors import InputError
+from litcam.vit import evaluating, find_vit
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import evaluating
 from litcam.errors import InputError
 from litcam.heatmaps import fill_components
+from litcam.vit import evaluating
 
 LOCALIZATION_SCORES = ("pixel_accuracy", "iou", "dice", "precision", "recall", "pointing_game", "energy_inside")
 PAPER_EPSILON = 1e-5  # the AGCAM authors' guard of every division
