@@ -41,8 +41,8 @@ from torch import Tensor, nn
 
 import litcam
 import litcam.models  # registers the packaged model with timm
-from litcam.vit import find_vit
 from litcam.errors import LitcamError
+from litcam.vit import find_vit
 
 PUBLISHED = {"published_agcam": True, "published_agcam_lean": False}  # the value: with weight gradients
 TOLERANCE = 1e-4  # of the published maps, relative to the largest value of each

@@ -11,8 +11,8 @@ import torch
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from litcam.vit import find_vit
 from litcam.errors import UnsupportedModelError
+from litcam.vit import find_vit
 
 
 class PublishedAGCAM:
