@@ -40,6 +40,13 @@ def make_images(net: nn.Module, count: int = 3, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, *net.patch_embed.img_size, generator=generator)
 
 
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest deviation as a share of the largest value."""
+    assert expected.abs().max() > 0, "the oracle's map is empty: the comparison would prove nothing"
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
 @pytest.fixture(params=list(NETS))
 def net(request: pytest.FixtureRequest) -> nn.Module:
     """A small random net of each kind in turn."""

@@ -1,9 +1,9 @@
 """AttentionTrace: what the attention of a Vision Transformer did in one forward, seen without touching the model.
 
 Every current ViT computes attention through ``torch.nn.functional.scaled_dot_product_attention``. A function mode
-around one forward sees each of those calls, in order; no module is patched and no N×N matrix is built. The same way
-the calls can be answered from a recording (:meth:`AttentionTrace.replay`) or cut from the graph
-(:mod:`litcam.gradients`).
+around the blocks of one forward sees each of those calls, in order; no module is patched and no N×N matrix is built.
+A trace can also be entered again: with the prefix tokens alone (:meth:`AttentionTrace.replay`), or at the last block
+(:meth:`AttentionTrace.resume`).
 
 Knows no explanation method: those say for themselves what they read from a call.
 """
@@ -11,51 +11,43 @@ Knows no explanation method: those say for themselves what they read from a call
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from litcam.errors import UnsupportedModelError
-from litcam.vit import ViT, check_attention
+from litcam.sdpa import AttentionArguments, AttentionCall, AttentionMode, Handler
+from litcam.vit import ViT, evaluating
+
+Reader = Callable[[AttentionCall], Any]
+Autograd = Literal["full", "cut"]  # through everything; along skip connections and MLPs only
 
 
 @dataclass(frozen=True)
-class AttentionCall:
-    """One self-attention call: H heads of width d over N tokens, prefix tokens first.
+class BlockInput:
+    """What entered a block: tokens [B, N, D], and the block's further arguments (rotary positions, say)."""
+
+    tokens: Tensor
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A forward with autograd.
 
     Attributes:
-        query: [B, H, N, d]
-        key: [B, H, N, d]
-        value: [B, H, N, d]
-        bias: added to the scores, broadcastable to [B, H, N, N], or None.
-        scale: factor of the scores.
-        output: [B, H, N, d], the attention-weighted values.
+        images: [B, 3, H, W], the leaf it started from.
+        logits: [B, C].
+        calls: the attention calls, first block first; detached.
+        outputs: their outputs [B, H, N, d], in the graph.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    bias: Tensor | None
-    scale: float
-    output: Tensor
-
-    def scores(self, rows: slice = slice(None)) -> Tensor:
-        """Scores before the softmax of the chosen query rows, S = q·kᵀ·scale + bias: float32 [B, H, R, N]."""
-        scores = self.query[:, :, rows].float() @ self.key.float().transpose(-2, -1) * self.scale
-        if self.bias is None:
-            return scores
-        bias = self.bias if self.bias.shape[-2] == 1 else self.bias[..., rows, :]
-        return scores + bias.float()
-
-    def weights(self, rows: slice = slice(None)) -> Tensor:
-        """Attention A = softmax(S) of the chosen query rows: float32 [B, H, R, N]."""
-        return self.scores(rows).softmax(-1)
-
-
-Reader = Callable[[AttentionCall], Any]
+    images: Tensor
+    logits: Tensor
+    calls: Sequence[AttentionCall]
+    outputs: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,9 @@ class AttentionTrace:
         images: [B, 3, H, W], as they were given to ``module``.
         logits: [B, C], as ``module`` returned them.
         prefix: [B, P, D], the prefix tokens that entered the first block.
+        last_input: what entered the last block.
         readings: what each reader made of every attention call, first block first; tensors with the batch in front.
+        graph: the forward itself, where it was run with autograd.
     """
 
     vit: ViT
@@ -76,7 +70,9 @@ class AttentionTrace:
     images: Tensor
     logits: Tensor
     prefix: Tensor
+    last_input: BlockInput
     readings: Mapping[Hashable, Sequence[Any]]
+    graph: Graph | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -93,7 +89,9 @@ class AttentionTrace:
             images=self.images[indices],
             logits=self.logits[indices],
             prefix=self.prefix[indices],
-            readings={key: [_rows(reading, indices) for reading in layers] for key, layers in self.readings.items()},
+            last_input=replace(self.last_input, tokens=self.last_input.tokens[indices]),
+            readings=_map_tensors(lambda tensor: tensor[indices], self.readings),
+            graph=None,
         )
 
     def replay(self, outputs: Sequence[Tensor]) -> Tensor | None:
@@ -107,26 +105,97 @@ class AttentionTrace:
             None where the net cannot be replayed, or where the replayed logits differ from the recorded ones: its way
             from tokens to logits is then another one.
         """
-        net = self.vit.net
-        if not self.vit.pools_class_token or not hasattr(net, "forward_head"):
+        if not self.vit.pools_class_token:
             return None
         answers = iter(outputs)
-        tokens = self.prefix.clone().to(outputs[0].dtype)  # [B, P, D]; a clone, for inference tensors bar autograd
+        prefix = self.prefix.to(outputs[0].dtype)
         with AttentionMode(lambda arguments, attend: next(answers)):
-            for block in net.blocks:
-                tokens = block(tokens)
-            logits: Tensor = net.forward_head(net.norm(tokens))
-        return logits if agree(logits.detach(), self.logits) else None
+            logits = self._again({0: BlockInput(prefix, (), {})}, skim=True)
+        return logits if logits is not None and agree(logits.detach(), self.logits) else None
+
+    def resume(
+        self,
+        tokens: Tensor,
+        handle: Handler | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        skim: bool = True,
+    ) -> Tensor | None:
+        """Logits [R, C] of tokens [R, N or P, D] that enter the last block in place of the recorded ones.
+
+        To be compared with the recorded logits by :func:`agree` before it is relied on.
+
+        Args:
+            tokens: R may be other than B; with P prefix tokens alone, ``handle`` has to answer the attention.
+            handle: answers the last block's attention; None lets torch do it.
+            features: applied to the output of ``vit.feature_norm``, which the last block's attention reads; where the
+                block has no such norm, to ``tokens``.
+            skim: pass the blocks before by one token alone, which costs next to nothing; a net that does not work that
+                way takes a whole forward.
+
+        Returns:
+            None where the net does not work that way.
+        """
+        norm = self.vit.feature_norm
+        whole = tokens.shape[1] == self.last_input.tokens.shape[1]
+        in_last_block = False
+
+        def answer(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
+            if not arguments.is_self_attention:  # an attention pool belongs to the head
+                return attend()
+            if not in_last_block:
+                return arguments.query if skim else attend()
+            return attend() if handle is None else handle(arguments, attend)
+
+        def enter(*_: Any) -> None:
+            nonlocal in_last_block
+            in_last_block = True
+
+        with ExitStack() as hooks:
+            hooks.callback(self.vit.blocks[-1].register_forward_pre_hook(enter).remove)
+            if features is not None and norm is not None:
+                changed = features
+                hooks.callback(norm.register_forward_hook(lambda _, inputs, output: changed(output)).remove)
+            elif features is not None:
+                tokens = features(tokens)
+            hooks.enter_context(AttentionMode(answer))
+            last = replace(self.last_input, tokens=tokens) if whole else BlockInput(tokens, (), {})
+            inputs = {0: BlockInput(self.last_input.tokens[:, :1], (), {})} if skim else {}
+            return self._again({**inputs, len(self.vit.blocks) - 1: last}, skim)
+
+    def _again(self, inputs: Mapping[int, BlockInput], skim: bool) -> Tensor | None:
+        """Run the module again with these inputs of some blocks; ``skim``: other blocks get the tokens alone."""
+
+        def hook(index: int) -> Callable[..., Any]:
+            def enter(block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+                if index not in inputs:
+                    return (arguments[:1], {}) if skim else None
+                given = inputs[index]
+                # Clones, for inference tensors bar autograd.
+                return _map_tensors(Tensor.clone, ((given.tokens, *given.arguments), given.keywords))
+
+            return enter
+
+        with ExitStack() as hooks:
+            for index, block in enumerate(self.vit.blocks):
+                hooks.callback(block.register_forward_pre_hook(hook(index), with_kwargs=True).remove)
+            hooks.enter_context(eager())
+            try:
+                logits = self.module(self.images.clone())
+            except Exception:  # a net that wants all tokens in every block
+                return None
+        return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
 
 
-def _rows(reading: Any, indices: Tensor) -> Any:
-    """The rows of every tensor of a reading."""
-    if isinstance(reading, Tensor):
-        return reading[indices]
-    if isinstance(reading, tuple):
-        parts = [_rows(part, indices) for part in reading]
-        return type(reading)(*parts) if hasattr(reading, "_fields") else tuple(parts)  # a NamedTuple takes its fields
-    return reading
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A nesting of tuples, lists and dicts with the function applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(function, part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_map_tensors(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # a NamedTuple takes fields
+    return value
 
 
 def agree(replayed: Tensor, recorded: Tensor) -> bool:
@@ -138,35 +207,48 @@ def agree(replayed: Tensor, recorded: Tensor) -> bool:
     return bool(error <= tolerance * recorded.double().abs().amax()) or not bool(recorded.isfinite().all())
 
 
+def cannot_resume(trace: AttentionTrace) -> UnsupportedModelError:
+    """What to raise where :meth:`AttentionTrace.resume` does not lead to the recorded logits."""
+    return UnsupportedModelError(
+        f"{type(trace.module).__name__} gives other logits when its last block runs again on the same tokens; "
+        "methods that start at the last block cannot explain it."
+    )
+
+
 class AttentionRecorder:
     """While active, turns every forward of the model into an :class:`AttentionTrace`; the latest is kept.
 
-    Works by hooks that are gone when the context ends, on every path, and that act only during the net's own forward.
+    Works by hooks that are gone when the context ends, on every path, and that act only between the model's first and
+    last block.
 
     Args:
         vit: the model.
         readers: called with each self-attention call as it happens; what they return is kept, so that they decide how
             much memory a trace takes.
+        autograd: keep the graph of a forward that runs with autograd; ``"cut"`` detaches the input of every attention.
     """
 
-    def __init__(self, vit: ViT, readers: Mapping[Hashable, Reader]) -> None:
+    def __init__(self, vit: ViT, readers: Mapping[Hashable, Reader], autograd: Autograd | None = None) -> None:
         self.vit = vit
         self.readers = readers
+        self.autograd = autograd
         self.trace: AttentionTrace | None = None
         self.forwards = 0  # so far
         self._hooks = ExitStack()
-        self._mode: ExitStack | None = None  # holds the function mode while the net's forward runs
+        self._mode: ExitStack | None = None  # holds the function mode while the blocks run
+        self._complete = False  # whether the last block has ended since the first one began
 
     def __enter__(self) -> "AttentionRecorder":
-        net, root = self.vit.net, self.vit.root
+        net, root, blocks = self.vit.net, self.vit.root, self.vit.blocks
+        callers = [net] if root is net else [net, root]
         hooks = [
-            net.register_forward_pre_hook(self._begin, with_kwargs=True),
-            net.blocks[0].register_forward_pre_hook(self._catch_prefix),
+            blocks[0].register_forward_pre_hook(self._begin, with_kwargs=True),
+            blocks[-1].register_forward_pre_hook(self._catch_last_input, with_kwargs=True),
+            blocks[-1].register_forward_hook(self._complete_blocks),
+            net.register_forward_pre_hook(self._check_size, with_kwargs=True),
             # Leaves the mode also when the forward raises.
-            net.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+            *(caller.register_forward_hook(self._end, with_kwargs=True, always_call=True) for caller in callers),
         ]
-        if root is not net:
-            hooks.append(root.register_forward_hook(self._widen, with_kwargs=True))
         for hook in hooks:
             self._hooks.callback(hook.remove)
         return self
@@ -175,48 +257,70 @@ class AttentionRecorder:
         self._leave_mode()
         self._hooks.close()
 
-    def _begin(self, net: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _check_size(self, net: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        images = _first(arguments, keywords)
+        if isinstance(images, Tensor):
+            self.vit.check_size(images)
+
+    def _begin(self, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.trace = None
         self.forwards += 1
-        self.vit.check_size(_first(arguments, keywords))
-        self._prefix: Tensor | None = None
+        self._complete = False
+        self._prefix = _first(arguments, keywords)[:, : self.vit.num_prefix_tokens].detach().clone()
         self._readings: dict[Hashable, list[Any]] = {key: [] for key in self.readers}
-        self._calls = 0
+        self._num_calls = 0
+        self._calls: list[AttentionCall] = []
+        self._outputs: list[Tensor] = []
         self._leave_mode()
         self._mode = ExitStack()
         self._mode.enter_context(AttentionMode(self._observe))
 
-    def _catch_prefix(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if self._mode is not None:
-            self._prefix = arguments[0][:, : self.vit.num_prefix_tokens].detach().clone()
-            self._num_tokens = arguments[0].shape[1]
+    def _catch_last_input(self, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        others = dict(keywords)
+        tokens = arguments[0] if arguments else others.pop(next(iter(others)))
+        self._last_input = BlockInput(tokens.detach(), arguments[1:], others)
 
-    def _observe(self, arguments: "AttentionArguments", attend: Callable[[], Tensor]) -> Tensor:
-        output = attend()
-        if arguments.is_self_attention:
-            self._calls += 1
-            with torch.no_grad():
-                call = arguments.call(output)
-                for key, reader in self.readers.items():
-                    self._readings[key].append(reader(call))
+    def _observe(self, arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
+        if not arguments.is_self_attention:
+            return attend()
+        cut = self.autograd == "cut"
+        output = arguments.detached().attend() if cut else attend()
+        self._num_calls += 1
+        if self.autograd is not None:
+            if not output.requires_grad:
+                output.requires_grad_()
+            self._calls.append(arguments.detached().call(output.detach()))
+            self._outputs.append(output)
+        with torch.no_grad():
+            call = arguments.call(output)
+            for key, reader in self.readers.items():
+                self._readings[key].append(reader(call))
         return output
 
-    def _end(self, net: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], logits: Any) -> None:
+    def _complete_blocks(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         self._leave_mode()
-        if logits is None:  # the forward raised
-            return
-        check_attention(self.vit, self._calls)
-        assert self._prefix is not None  # the first block ran, for its attention was seen
-        images = _first(arguments, keywords)
-        self.trace = AttentionTrace(self.vit, net, images.detach(), logits.detach(), self._prefix, dict(self._readings))
+        self._complete = True
 
-    def _widen(self, root: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], logits: Any) -> None:
-        """Take the root's images and logits for the net's, where its own forward was what ran."""
+    def _end(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], logits: Any) -> None:
+        """Make a trace of what the net returned, and replace it by one of what the root returned."""
+        self._leave_mode()
         # Under DDP Lightning sends whole steps through the root's forward: their arguments are batches, not images.
         images = _first(arguments, keywords)
         ran_on_images = isinstance(images, Tensor) and images.ndim == 4
-        if self.trace is not None and ran_on_images and isinstance(logits, Tensor) and logits.ndim == 2:
-            self.trace = replace(self.trace, module=root, images=images.detach(), logits=logits.detach())
+        if not (self._complete and ran_on_images and isinstance(logits, Tensor) and logits.ndim == 2):
+            return
+        self.vit.check_attention(self._num_calls)
+        graph = None if self.autograd is None else Graph(images, logits, self._calls, self._outputs)
+        self.trace = AttentionTrace(
+            vit=self.vit,
+            module=module,
+            images=images.detach(),
+            logits=logits.detach(),
+            prefix=self._prefix,
+            last_input=self._last_input,
+            readings=self._readings,
+            graph=graph,
+        )
 
     def _leave_mode(self) -> None:
         if self._mode is not None:
@@ -229,17 +333,36 @@ def _first(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     return next(iter((*arguments, *keywords.values())), None)
 
 
-def record(vit: ViT, images: Tensor, readers: Mapping[Hashable, Reader]) -> AttentionTrace:
-    """The trace of one forward of ``vit.root``, without gradients.
+def record(
+    vit: ViT, images: Tensor, readers: Mapping[Hashable, Reader], autograd: Autograd | None = None
+) -> AttentionTrace:
+    """The trace of one forward of ``vit.root`` in evaluation mode.
+
+    Args:
+        vit: the model.
+        images: normalised float [B, 3, H, W].
+        readers: see :class:`AttentionRecorder`.
+        autograd: run it with autograd and keep the graph: ``"full"`` from the images on, ``"cut"`` with the input of
+            every attention detached. None runs it without gradients.
 
     Raises:
         UnsupportedModelError: if the forward makes no self-attention call per block, or returns no logits [B, C].
     """
-    with AttentionRecorder(vit, readers) as recorder, torch.no_grad(), eager():
+    with ExitStack() as context:
+        recorder = context.enter_context(AttentionRecorder(vit, readers, autograd))
+        context.enter_context(evaluating(vit.root))
+        context.enter_context(eager())
+        if autograd is None:
+            context.enter_context(torch.no_grad())
+        else:
+            context.enter_context(autograd_anywhere(images.device.type))
+            images = images.detach().clone().to(vit.dtype).requires_grad_(autograd == "full")
         logits = vit.root(images)
-    _check_logits(vit, logits)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedModelError(f"{type(vit.root).__name__} has to return logits [B, C], but returned {got}.")
     if recorder.trace is None:
-        raise UnsupportedModelError(f"{type(vit.root).__name__} did not call its {type(vit.net).__name__}.")
+        raise UnsupportedModelError(f"{type(vit.root).__name__} did not run its {type(vit.net).__name__}.")
     return recorder.trace
 
 
@@ -250,60 +373,8 @@ def eager() -> Iterator[None]:
         yield
 
 
-def _check_logits(vit: ViT, logits: Any) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UnsupportedModelError(f"{type(vit.root).__name__} has to return logits [B, C], but returned {got}.")
-
-
-@dataclass(frozen=True)
-class AttentionArguments:
-    """The arguments of a scaled_dot_product_attention call, by its own signature."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None = None
-    dropout_p: float = 0.0
-    is_causal: bool = False
-    scale: float | None = None
-    enable_gqa: bool = False
-
-    @property
-    def is_self_attention(self) -> bool:
-        """An attention pool has other queries than keys: it belongs to the head."""
-        return self.query.shape[-2] == self.key.shape[-2]
-
-    def detached(self) -> "AttentionArguments":
-        """The same arguments, cut from the graph."""
-        return replace(self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach())
-
-    def attend(self) -> Tensor:
-        """What torch makes of the arguments."""
-        return F.scaled_dot_product_attention(**self.__dict__)
-
-    def call(self, output: Tensor) -> AttentionCall:
-        """The call as the readers see it."""
-        if self.is_causal or self.enable_gqa:
-            raise UnsupportedModelError("Causal and grouped-query attention are not supported.")
-        bias = self.attn_mask
-        if bias is not None and bias.dtype == torch.bool:
-            bias = torch.zeros_like(bias, dtype=self.query.dtype).masked_fill_(~bias, float("-inf"))
-        scale = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        return AttentionCall(self.query, self.key, self.value, bias, scale, output)
-
-
-class AttentionMode(TorchFunctionMode):
-    """Lets ``handle`` answer every scaled_dot_product_attention call; all other functions run as they are."""
-
-    def __init__(self, handle: Callable[[AttentionArguments, Callable[[], Tensor]], Tensor]) -> None:
-        super().__init__()
-        self.handle = handle
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        return self.handle(AttentionArguments(*args, **kwargs), lambda: function(*args, **kwargs))
+@contextmanager
+def autograd_anywhere(device_type: str) -> Iterator[None]:
+    """Autograd in full precision, also inside no_grad, inference_mode and autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+        yield

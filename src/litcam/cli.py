@@ -20,7 +20,7 @@ from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.errors import InputError, LitcamError
-from litcam.evaluation import evaluate_checkpoint
+from litcam.evaluation import DEFAULT_METHODS, evaluate_checkpoint
 from litcam.explainers import list_explainers
 
 
@@ -119,9 +119,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     """
     parser = ArgumentParser(description="Score the explanations of a checkpoint of train.py on its own data.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a run; model and data come from it")
-    parser.add_argument(
-        "--methods", nargs="+", default=["agcam", "rollout", "random", "center"], help=", ".join(list_explainers())
-    )
+    parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), help=", ".join(list_explainers()))
     parser.add_argument("--split", choices=["val", "test"], default="val", help="of the checkpoint's data")
     parser.add_argument("--output", type=str, help="folder of the results (default: beside the checkpoints)")
     parser.add_argument("--perturbation_images", type=int, default=256, help="images of the perturbation curves")

@@ -3,6 +3,8 @@
 The command lines print them in one sentence, without a traceback.
 """
 
+from collections.abc import Collection
+
 
 class LitcamError(Exception):
     """Base of every error that litcam raises on purpose."""
@@ -18,3 +20,21 @@ class UnsupportedModelError(LitcamError, TypeError):
 
 class CheckpointError(LitcamError, ValueError):
     """A checkpoint file is missing, damaged, unsafe, or was not written by litcam."""
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise InputError unless an option's value is one of its choices."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_at_least(name: str, value: int, least: int = 1) -> None:
+    """Raise InputError unless a number is as large as it has to be."""
+    if value < least:
+        raise InputError(f"{name} is {value}; at least {least} is needed.")
+
+
+def check_threshold(value: float) -> None:
+    """Raise InputError unless a threshold of maps in [0, 1] can be exceeded by some of their values."""
+    if not 0 <= value < 1:
+        raise InputError(f"threshold is {value}; it has to lie in [0, 1).")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,9 +24,10 @@ from litcam.errors import CheckpointError, InputError
 from litcam.explainers import Explainer, create_explainer
 from litcam.heatmaps import is_degenerate
 from litcam.metrics.functional import LOCALIZATION_SCORES, localization, perturbation_curves
-from litcam.vit import evaluating, find_vit
+from litcam.vit import find_vit
 
 SCHEMA_VERSION = 1
+DEFAULT_METHODS = ("agcam", "rollout", "random", "center")
 RESAMPLES = 1000  # of the bootstrap
 PROTOCOLS = {
     "localization": "agcam: boxes of the map > 0.5 against the filled true boxes, exact ratios, all images, true class",
@@ -39,7 +41,7 @@ Scores = dict[str, list[Tensor]]
 def evaluate(
     module: nn.Module,
     datamodule: ImageDataModule,
-    methods: Sequence[str] = ("agcam", "rollout", "random", "center"),
+    methods: Sequence[str] = DEFAULT_METHODS,
     split: Split = "val",
     perturbation_images: int | None = 256,
     seed: int = 0,
@@ -76,10 +78,9 @@ def evaluate(
     correct, seen = 0, 0
     device = next(module.parameters()).device
     for raw_batch in track(loader, description=f"{split}: {', '.join(explainers)}", console=Console(stderr=True)):
-        batch = read_batch(datamodule.normalize(_to_device(raw_batch, device)))
+        batch = read_batch(datamodule.normalize(move_data_to_device(raw_batch, device)))
         vit.check_images(batch["image"])
-        with evaluating(module):
-            trace = record(vit, batch["image"], {explainer: explainer.read for explainer in explainers.values()})
+        trace = record(vit, batch["image"], {explainer: explainer.read for explainer in explainers.values()})
         correct += int((trace.logits.argmax(1) == batch["label"]).sum())
         subset = perturbed[seen : seen + len(batch["label"])]
         seen += len(batch["label"])
@@ -98,7 +99,7 @@ def evaluate(
 
 def evaluate_checkpoint(
     ckpt_path: str | Path,
-    methods: Sequence[str] = ("agcam", "rollout", "random", "center"),
+    methods: Sequence[str] = DEFAULT_METHODS,
     split: Split = "val",
     output: str | Path | None = None,
     perturbation_images: int | None = 256,
@@ -250,7 +251,3 @@ def _data_class(class_path: str | None) -> type[ImageDataModule] | None:
         classes.extend(known.__subclasses__())
     names = {name: known for known in classes for name in (f"{known.__module__}.{known.__name__}", known.__name__)}
     return names.get(class_path or "") or names.get((class_path or "").rsplit(".", 1)[-1])
-
-
-def _to_device(batch: Mapping[str, Any], device: torch.device) -> Any:
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

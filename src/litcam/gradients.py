@@ -1,18 +1,18 @@
-"""Gradients of class logits, wherever litcam is called: of attention outputs, with the attention cut or in full."""
+"""Gradients of class logits, wherever litcam is called: at attention outputs, in the whole net or in its last block."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from litcam.attention import AttentionArguments, AttentionCall, AttentionMode, AttentionTrace, eager
+from litcam.attention import AttentionTrace, Autograd, Graph, agree, autograd_anywhere, cannot_resume, record
+from litcam.sdpa import AttentionArguments, AttentionCall
 
 
 @dataclass(frozen=True)
 class AttentionGradient:
-    """An attention call inside a graph, and the gradients of some class logits at its output.
+    """An attention call, and the gradients of some class logits at its output.
 
     Attributes:
         call: the call; its tensors are detached.
@@ -22,65 +22,91 @@ class AttentionGradient:
     call: AttentionCall
     gradients: Tensor
 
+    def of_weights(self, rows: slice = slice(None)) -> Tensor:
+        """∂y_c/∂A of the chosen query rows, which is (∂y_c/∂output)·Vᵀ: float32 [K, B, H, R, N]."""
+        return self.gradients[:, :, :, rows].float() @ self.call.value.float().transpose(-2, -1)
 
-def attention_gradients(trace: AttentionTrace, targets: Tensor, cut: bool) -> list[AttentionGradient]:
-    """Gradients of class logits at the output of every attention call, by one more forward and K backward passes.
+
+def attention_gradients(trace: AttentionTrace, targets: Tensor, autograd: Autograd) -> list[AttentionGradient]:
+    """Gradients of class logits at the output of every attention call, by K backward passes.
 
     Args:
-        trace: says which module and which images.
+        trace: of a forward with autograd; any other is run again.
         targets: class indices [B, K].
-        cut: whether the input of every attention is cut from the graph, so that gradients run along the skip
-            connections and MLPs only (equations 3 to 7 of the AGCAM paper); otherwise the ordinary gradient.
+        autograd: ``"cut"`` detaches the input of every attention, so that gradients run along the skip connections and
+            MLPs only (equations 3 to 7 of the AGCAM paper); ``"full"`` gives the ordinary gradient.
 
     Returns:
-        One entry per block, first block first.
+        One entry per call, first block first.
     """
+    graph = graph_of(trace, autograd)
+    gradients = class_gradients(graph.logits, targets, graph.outputs)
+    return [AttentionGradient(call, gradient) for call, gradient in zip(graph.calls, gradients, strict=True)]
+
+
+def graph_of(trace: AttentionTrace, autograd: Autograd) -> Graph:
+    """The graph of a trace, by one more forward where it was recorded without."""
+    if trace.graph is None:
+        trace = record(replace(trace.vit, root=trace.module), trace.images, {}, autograd)
+    assert trace.graph is not None  # asked for
+    return trace.graph
+
+
+@dataclass(frozen=True)
+class LastBlock:
+    """The last block run again with autograd.
+
+    Attributes:
+        features: [B, N, D], what its attention reads: the leaf of the graph.
+        logits: [B, C].
+        calls: its attention calls; detached.
+        outputs: their outputs, in the graph.
+    """
+
+    features: Tensor
+    logits: Tensor
+    calls: Sequence[AttentionCall]
+    outputs: Sequence[Tensor]
+
+
+def last_block(trace: AttentionTrace) -> LastBlock:
+    """Run the last block, the final norm and the head again, with autograd from the features of the block on.
+
+    Raises:
+        UnsupportedModelError: if the logits are not those of the trace.
+    """
+    leaves: list[Tensor] = []
     calls: list[AttentionCall] = []
+    outputs: list[Tensor] = []
 
-    def attend_in_graph(arguments: "AttentionArguments", attend: Callable[[], Tensor]) -> Tensor:
-        if not arguments.is_self_attention:  # an attention pool belongs to the head
-            return attend()
-        output = arguments.detached().attend() if cut else attend()
-        if not output.requires_grad:
-            output.requires_grad_()
-        calls.append(arguments.call(output))
-        return output
+    def start(features: Tensor) -> Tensor:
+        leaves[:] = [features.detach().requires_grad_()]
+        return leaves[0]
 
-    with autograd_anywhere(trace.images.device.type), eager():
-        images = trace.images.clone().to(_parameter_dtype(trace.vit.net)).requires_grad_(not cut)
-        with AttentionMode(attend_in_graph):
-            logits = trace.module(images)
-        outputs = [call.output for call in calls]
-        gradients = class_gradients(logits, targets, outputs)
-    return [AttentionGradient(_detached(call), gradient) for call, gradient in zip(calls, gradients, strict=True)]
+    def observe(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
+        outputs.append(attend())
+        calls.append(arguments.detached().call(outputs[-1].detach()))
+        return outputs[-1]
 
-
-def _detached(call: AttentionCall) -> AttentionCall:
-    """The call with tensors that belong to no graph."""
-    bias = None if call.bias is None else call.bias.detach()
-    return AttentionCall(
-        call.query.detach(), call.key.detach(), call.value.detach(), bias, call.scale, call.output.detach()
-    )
+    with autograd_anywhere(trace.images.device.type):
+        tokens = trace.last_input.tokens.to(trace.vit.dtype)
+        for skim in (True, False):
+            calls.clear()
+            outputs.clear()
+            logits = trace.resume(tokens, observe, start, skim)
+            if logits is not None and agree(logits.detach(), trace.logits):
+                return LastBlock(leaves[0], logits, calls, outputs)
+    raise cannot_resume(trace)
 
 
 def class_gradients(logits: Tensor, targets: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """∂y_c/∂input for the classes [B, K] of each image: one [K, …] per input. The graph is freed."""
-    targets = targets.clone()  # they may be inference tensors, which autograd cannot keep
-    per_class = []
-    for position in range(targets.shape[1]):
-        chosen = logits.gather(1, targets[:, position : position + 1]).sum()  # images do not mix: a sum separates
-        last = position == targets.shape[1] - 1
-        gradients = torch.autograd.grad(chosen, inputs, retain_graph=not last, allow_unused=True)
-        per_class.append([torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)])
-    return [torch.stack(gradients) for gradients in zip(*per_class, strict=True)]
-
-
-@contextmanager
-def autograd_anywhere(device_type: str) -> Iterator[None]:
-    """Autograd in full precision, also inside no_grad, inference_mode and autocast."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
-        yield
-
-
-def _parameter_dtype(net: nn.Module) -> torch.dtype:
-    return next(parameter.dtype for parameter in net.parameters() if parameter.is_floating_point())
+    with autograd_anywhere(logits.device.type):
+        targets = targets.clone()  # they may be inference tensors, which autograd cannot keep
+        per_class = []
+        for position in range(targets.shape[1]):
+            chosen = logits.gather(1, targets[:, position : position + 1]).sum()  # images do not mix: a sum separates
+            last = position == targets.shape[1] - 1
+            gradients = torch.autograd.grad(chosen, inputs, retain_graph=not last, allow_unused=True)
+            per_class.append([torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)])
+        return [torch.stack(gradients) for gradients in zip(*per_class, strict=True)]

@@ -1,55 +1,96 @@
-"""A Vision Transformer inside a user's module: where it is, what its head reads, what it takes. Knows no attention."""
+"""A Vision Transformer inside a user's module: where it is, what its head reads, what it takes. Knows no attention.
 
-from collections.abc import Iterator
+One subclass of :class:`ViT` per library: timm, torchvision and transformers name the same parts differently.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from timm.models.eva import EvaBlockPostNorm
+from timm.models.vision_transformer import ResPostBlock
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 
 from litcam.errors import InputError, UnsupportedModelError
 
-SUPPORTED = "timm's vit, deit, deit3, dinov2, dinov3, clip, siglip, beit, eva and rope families"
+SUPPORTED = (
+    "timm's vit, deit, deit3, dinov2, dinov3, clip, siglip, beit, eva and rope families, torchvision's "
+    "VisionTransformer and the ViTs of Hugging Face transformers"
+)
+
+_NORM_NAMES = ("norm1", "in_norm", "ln_1", "layernorm_before")
+_POST_NORM_BLOCKS = (ResPostBlock, ResPostRelPosBlock, EvaBlockPostNorm)  # their norm1 follows the attention
 
 
 @dataclass(frozen=True)
-class ViT:
+class ViT(ABC):
     """A Vision Transformer inside a module, as litcam sees it.
 
     Attributes:
         root: what is called with images and returns logits: the net itself, or a module that holds it.
-        net: the timm model, with ``blocks``, ``patch_embed`` and ``num_prefix_tokens``.
+        net: the Vision Transformer.
     """
 
     root: nn.Module
     net: Any
 
+    @staticmethod
+    @abstractmethod
+    def recognises(module: nn.Module) -> bool:
+        """Whether a module is a Vision Transformer of this library."""
+
     @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The Transformer blocks, first to last."""
+
+    @property
+    @abstractmethod
     def num_prefix_tokens(self) -> int:
         """Tokens before the patch tokens: class, distillation and register tokens."""
-        return int(self.net.num_prefix_tokens)
+
+    @property
+    @abstractmethod
+    def num_head_tokens(self) -> int:
+        """How many of the prefix tokens the head reads; 0 where it pools the patch tokens."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) of the only images that the net takes; None where it takes several sizes."""
+
+    @abstractmethod
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of an image of (H, W) pixels."""
 
     @property
     def pools_class_token(self) -> bool:
         """Whether the head reads prefix tokens alone, and not the patch tokens."""
-        attention_pool = getattr(self.net, "attn_pool", None)
-        return self.num_prefix_tokens > 0 and attention_pool is None and getattr(self.net, "global_pool", "") == "token"
+        return self.num_head_tokens > 0
 
     @property
     def readout(self) -> slice:
         """The tokens that the head reads: class token (and distillation token), or all patch tokens."""
-        if not self.pools_class_token:
-            return slice(self.num_prefix_tokens, None)
-        return slice(0, 2 if hasattr(self.net, "dist_token") else 1)
+        return slice(0, self.num_head_tokens) if self.pools_class_token else slice(self.num_prefix_tokens, None)
 
-    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of (H, W) pixels."""
-        embed = self.net.patch_embed
-        if hasattr(embed, "dynamic_feat_size"):
-            rows, columns = embed.dynamic_feat_size(image_size)
-        else:
-            rows, columns = embed.grid_size
-        return int(rows), int(columns)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the net's parameters."""
+        parameters: Iterator[nn.Parameter] = self.net.parameters()
+        return next(parameter.dtype for parameter in parameters if parameter.is_floating_point())
+
+    @property
+    def feature_norm(self) -> nn.Module | None:
+        """The norm whose output the last block's attention reads; None where no module of the block is that."""
+        block = self.blocks[-1]
+        if isinstance(block, _POST_NORM_BLOCKS):
+            return None
+        return next((getattr(block, name) for name in _NORM_NAMES if hasattr(block, name)), None)
 
     def check_images(self, images: Tensor) -> None:
         """Raise InputError unless images are finite floats [B, 3, H, W] of a size that the net takes."""
@@ -64,14 +105,133 @@ class ViT:
 
     def check_size(self, images: Tensor) -> None:
         """Raise InputError unless images [..., H, W] are of a size that the net takes."""
-        embed = self.net.patch_embed
-        expected = getattr(embed, "img_size", None)
-        size = tuple(images.shape[-2:])
-        if expected is not None and getattr(embed, "strict_img_size", True) and size != tuple(expected):
+        expected, size = self.image_size, tuple(images.shape[-2:])
+        if expected is not None and size != expected:
             raise InputError(
                 f"images are {size[0]} by {size[1]} pixels, but the net takes {expected[0]} by {expected[1]}: "
                 "resize them, or create the net with another img_size."
             )
+
+    def check_attention(self, calls: int) -> None:
+        """Raise UnsupportedModelError unless every block made a self-attention call."""
+        if calls and calls % len(self.blocks) == 0:
+            return
+        raise UnsupportedModelError(
+            f"{type(self.net).__name__} has {len(self.blocks)} blocks but made {calls} self-attention calls through "
+            f"torch's scaled_dot_product_attention, so it cannot be explained: supported are {SUPPORTED}, with fused "
+            "attention on (timm.layers.set_fused_attn(True) before the net is created; attn_implementation='sdpa' in "
+            "transformers)."
+        )
+
+
+@dataclass(frozen=True)
+class TimmViT(ViT):
+    """A Vision Transformer of timm."""
+
+    @staticmethod
+    def recognises(module: nn.Module) -> bool:
+        return all(hasattr(module, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.net.blocks)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return int(self.net.num_prefix_tokens)
+
+    @property
+    def num_head_tokens(self) -> int:
+        pools = getattr(self.net, "attn_pool", None) is not None or getattr(self.net, "global_pool", "") != "token"
+        if pools or self.num_prefix_tokens == 0:
+            return 0
+        return 2 if hasattr(self.net, "dist_token") else 1
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        embed = self.net.patch_embed
+        size = getattr(embed, "img_size", None)
+        return None if size is None or not getattr(embed, "strict_img_size", True) else (int(size[0]), int(size[1]))
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        embed = self.net.patch_embed
+        dynamic = hasattr(embed, "dynamic_feat_size")
+        rows, columns = embed.dynamic_feat_size(image_size) if dynamic else embed.grid_size
+        return int(rows), int(columns)
+
+
+@dataclass(frozen=True)
+class TorchvisionViT(ViT):
+    """``torchvision.models.VisionTransformer``."""
+
+    @staticmethod
+    def recognises(module: nn.Module) -> bool:
+        return isinstance(module, TorchvisionVisionTransformer)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.net.encoder.layers)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return 1
+
+    @property
+    def num_head_tokens(self) -> int:
+        return 1
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return self.net.image_size, self.net.image_size
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        side = self.net.image_size // self.net.patch_size
+        return side, side
+
+
+@dataclass(frozen=True)
+class TransformersViT(ViT):
+    """A ViT, DeiT, DINOv2 or DINOv3 of Hugging Face transformers, in a module that returns logits.
+
+    The head is taken to read the class token (of a distilled DeiT: and the distillation token).
+    """
+
+    @staticmethod
+    def recognises(module: nn.Module) -> bool:
+        embeddings = getattr(module, "embeddings", None)
+        return all(hasattr(embeddings, name) for name in ("cls_token", "patch_embeddings")) and bool(_layers(module))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return _layers(self.net)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        registers: int = getattr(self.net.config, "num_register_tokens", 0)
+        return 1 + hasattr(self.net.embeddings, "distillation_token") + registers
+
+    @property
+    def num_head_tokens(self) -> int:
+        return 1 + hasattr(self.net.embeddings, "distillation_token")
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return None  # the library checks it itself, where there is something to check
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        patch = self.net.config.patch_size
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        return image_size[0] // height, image_size[1] // width
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a ViT of transformers, whose place has changed over its models and versions."""
+    for owner in (module, getattr(module, "encoder", None), getattr(module, "model", None)):
+        for name in ("layers", "layer"):
+            layers = getattr(owner, name, None)
+            if isinstance(layers, nn.ModuleList):
+                return list(layers)
+    return []
 
 
 def find_vit(module: nn.Module) -> ViT:
@@ -84,8 +244,9 @@ def find_vit(module: nn.Module) -> ViT:
         raise UnsupportedModelError(f"net has to be a torch.nn.Module, not {type(module).__name__}.")
     root = getattr(module, "_orig_mod", module)  # what torch.compile(net) wraps
     for candidate in root.modules():
-        if all(hasattr(candidate, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
-            return ViT(root, candidate)
+        for kind in (TimmViT, TorchvisionViT, TransformersViT):
+            if kind.recognises(candidate):
+                return kind(root, candidate)
     raise UnsupportedModelError(
         f"{type(root).__name__} holds no Vision Transformer with global attention in every block; "
         f"supported are {SUPPORTED}."
@@ -96,27 +257,18 @@ def find_vit(module: nn.Module) -> ViT:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode and without activation checkpointing; every flag is restored on every path."""
     training = {child: child.training for child in module.modules() if child.training}
-    checkpointing = [child for child in module.modules() if getattr(child, "grad_checkpointing", False) is True]
+    flags = ("grad_checkpointing", "gradient_checkpointing")  # of timm, of transformers
+    checkpointing = [
+        (child, flag) for child in module.modules() for flag in flags if getattr(child, flag, False) is True
+    ]
     try:
         for child in training:
             child.training = False
-        for child in checkpointing:
-            child.grad_checkpointing = False  # type: ignore[assignment]
+        for child, flag in checkpointing:
+            setattr(child, flag, False)
         yield
     finally:
         for child in training:
             child.training = True
-        for child in checkpointing:
-            child.grad_checkpointing = True  # type: ignore[assignment]
-
-
-def check_attention(vit: ViT, calls: int) -> None:
-    """Raise UnsupportedModelError unless every block made a self-attention call."""
-    blocks = len(vit.net.blocks)
-    if calls and calls % blocks == 0:
-        return
-    raise UnsupportedModelError(
-        f"{type(vit.net).__name__} has {blocks} blocks but made {calls} self-attention calls through torch's "
-        f"scaled_dot_product_attention, so it cannot be explained: supported are {SUPPORTED}, with fused attention on "
-        "(timm.layers.set_fused_attn(True) before the net is created)."
-    )
+        for child, flag in checkpointing:
+            setattr(child, flag, True)

@@ -9,15 +9,9 @@ from torch import nn
 
 import litcam
 import oracles
-from conftest import make_images, make_net
-from litcam import attention
+from conftest import make_images, make_net, relative_error
+from litcam.attention import record
 from litcam.explainers.agcam import AGCAM
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest deviation as a share of the largest value."""
-    assert expected.abs().max() > 0, "the oracle's map is empty: the comparison would prove nothing"
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def oracle(net: nn.Module, images: torch.Tensor, targets: list[int], **options: str) -> torch.Tensor:
@@ -83,7 +77,7 @@ def test_a_class_token_model_is_replayed_without_a_second_forward(
 def test_the_replay_and_the_differentiated_forward_agree(class_token_net: nn.Module) -> None:
     images = make_images(class_token_net)
     explainer = AGCAM(class_token_net)
-    trace = attention.record(explainer.vit, images, {explainer: explainer.read})
+    trace = record(explainer.vit, images, {explainer: explainer.read})
     targets = torch.tensor([[1], [2], [3]])
     replayed, differentiated = explainer._replayed(trace, targets), explainer._differentiated(trace, targets)
     assert replayed is not None

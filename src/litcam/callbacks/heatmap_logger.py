@@ -16,7 +16,7 @@ from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_image, run_folder, save_png
 from litcam.callbacks.shared import Explained, Target
 from litcam.data.batch import boxes_of
-from litcam.errors import InputError
+from litcam.errors import check_at_least, check_threshold
 from litcam.heatmaps import colorize, component_boxes, overlay
 
 Pixels = NDArray[np.uint8]
@@ -60,10 +60,8 @@ class HeatmapLogger(ExplanationMonitor):
         seed: int = 0,
     ) -> None:
         super().__init__(explainer, explainer_options, target, num_images, seed)
-        if not 0 <= threshold < 1:
-            raise InputError(f"threshold is {threshold}; it has to lie in [0, 1).")
-        if columns < 1:
-            raise InputError(f"columns is {columns}; at least 1 is needed.")
+        check_threshold(threshold)
+        check_at_least("columns", columns)
         colorize(np.zeros((1, 1)), colormap)  # an unknown colour map fails here, before any training
         self.threshold = threshold
         self.columns = columns

@@ -9,7 +9,7 @@ from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_scalars, metric_device
 from litcam.callbacks.shared import Explained, Target
 from litcam.data.batch import box_regions, mask_regions
-from litcam.errors import InputError
+from litcam.errors import InputError, check_choice
 from litcam.explainers import check_explainer
 from litcam.metrics import Localization
 
@@ -49,10 +49,8 @@ class LocalizationMonitor(ExplanationMonitor):
         paper: bool = False,
     ) -> None:
         super().__init__(explainer, explainer_options, target, num_images, seed)
-        if regions not in ("boxes", "masks"):
-            raise InputError(f"regions is {regions!r}; choose boxes or masks.")
-        if wrong_predictions not in ("keep", "skip"):
-            raise InputError(f"wrong_predictions is {wrong_predictions!r}; choose keep or skip.")
+        check_choice("regions", regions, ("boxes", "masks"))
+        check_choice("wrong_predictions", wrong_predictions, ("keep", "skip"))
         self.regions = regions
         self.wrong_predictions = wrong_predictions
         self.metric = Localization(threshold, "boxes" if regions == "boxes" else "mask", paper)

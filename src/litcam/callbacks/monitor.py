@@ -6,7 +6,7 @@ from typing import Any, Literal
 import lightning as L
 
 from litcam.callbacks.shared import Explained, Request, Target, shared_explanations
-from litcam.errors import InputError
+from litcam.errors import InputError, check_at_least, check_choice
 from litcam.explainers import check_explainer
 
 
@@ -36,10 +36,9 @@ class ExplanationMonitor(L.Callback, ABC):
         seed: int = 0,
     ) -> None:
         check_explainer(explainer, explainer_options)
-        if target not in ("true", "predicted"):
-            raise InputError(f"target is {target!r}; choose true or predicted.")
-        if num_images is not None and num_images < 1:
-            raise InputError(f"num_images is {num_images}; at least 1 is needed, or null for all.")
+        check_choice("target", target, ("true", "predicted"))
+        if num_images is not None:
+            check_at_least("num_images", num_images)
         self.explainer = explainer
         self.request = Request(explainer, tuple(sorted((explainer_options or {}).items())), target)
         self.num_images = num_images

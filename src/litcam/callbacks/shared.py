@@ -4,7 +4,7 @@ Stands between Lightning's hooks and the explainers; holds no maths.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, re
 from litcam.data.batch import Batch, read_batch
 from litcam.errors import UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
-from litcam.vit import ViT, evaluating, find_vit
+from litcam.vit import evaluating, find_vit
 
 Target = Literal["true", "predicted"]
 
@@ -168,7 +168,7 @@ class SharedExplanations:
             return
         vit = find_vit(module)
         # A module without a forward of its own works through the net alone.
-        self._vit = vit if is_overridden("forward", module, L.LightningModule) else ViT(vit.net, vit.net)
+        self._vit = vit if is_overridden("forward", module, L.LightningModule) else replace(vit, root=vit.net)
         if self._vit.root is vit.net and getattr(vit.net, "num_classes", None) == 0:
             raise UnsupportedModelError(
                 f"{type(module).__name__} has no forward, and its {type(vit.net).__name__} has no head: "
@@ -192,8 +192,7 @@ class SharedExplanations:
         self._batch, self._results = batch, {}
         images = read_batch(batch)["image"]
         if trace is None or not self._is_of(trace, forwards, images) or not self._classifies(trace):
-            with evaluating(self._vit.root):
-                trace = record(self._vit, images, self._readers)
+            trace = record(self._vit, images, self._readers)
         self._trace = trace
         places = self._seen + torch.arange(len(images))
         self._seen += len(images)

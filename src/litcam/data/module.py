@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from litcam.data.batch import Batch, collate
-from litcam.errors import InputError
+from litcam.errors import check_at_least
 
 Split = Literal["train", "val", "test"]
 
@@ -51,10 +51,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int = 64, num_workers: int = 2) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; at least 1 is needed.")
-        if num_workers < 0:
-            raise InputError(f"num_workers is {num_workers}; 0 or more are needed.")
+        check_at_least("batch_size", batch_size)
+        check_at_least("num_workers", num_workers, least=0)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.data_config = dict(DEFAULT_DATA_CONFIG)

@@ -5,9 +5,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionCall, AttentionTrace
-from litcam.explainers.base import Explainer, check_choice, register
-from litcam.gradients import attention_gradients, autograd_anywhere, class_gradients
+from litcam.attention import AttentionTrace, Autograd, autograd_anywhere
+from litcam.errors import check_choice
+from litcam.explainers.base import Explainer, register
+from litcam.gradients import attention_gradients, class_gradients
+from litcam.sdpa import AttentionCall
 
 Fusion = Literal["sum", "mean", "max"]
 FUSIONS = ("sum", "mean", "max")
@@ -61,8 +63,14 @@ class AGCAM(Explainer):
         self.head_fusion = head_fusion
         self.layer_fusion = layer_fusion
 
+    @property
+    def autograd(self) -> Autograd | None:
+        if self.gradient == "full":
+            return "full"
+        return None if self.vit.pools_class_token else "cut"
+
     def read(self, call: AttentionCall) -> Any:
-        if self.gradient == "full" or not self.vit.pools_class_token:
+        if self.autograd is not None:
             return None
         prefix = slice(0, self.vit.num_prefix_tokens)
         # The value is cloned: it is a view of q, k and v together, which would all be kept alive.
@@ -80,13 +88,12 @@ class AGCAM(Explainer):
         layers: list[_Layer] = list(trace.readings[self])
         if layers[0] is None:
             return None
-        dtype = next(self.vit.net.parameters()).dtype
         with autograd_anywhere(trace.images.device.type):
-            outputs = [layer.output.clone().to(dtype).requires_grad_() for layer in layers]
+            outputs = [layer.output.clone().to(self.vit.dtype).requires_grad_() for layer in layers]
             logits = trace.replay(outputs)
             if logits is None:
                 return None
-            gradients = class_gradients(logits, targets, outputs)
+        gradients = class_gradients(logits, targets, outputs)
         return [
             self._layer_map(layer.scores, gradient.float() @ layer.value.float().transpose(-2, -1))
             for layer, gradient in zip(layers, gradients, strict=True)
@@ -94,19 +101,17 @@ class AGCAM(Explainer):
 
     def _differentiated(self, trace: AttentionTrace, targets: Tensor) -> list[Tensor]:
         """Maps of the layers, each [K, B, N], from a forward with autograd."""
-        cut = self.gradient == "skip"
         # With the inputs cut, rows that do not reach the head have no gradient: all may be summed. Otherwise the rows
         # are those that the head reads.
+        cut = self.gradient == "skip"
         rows = slice(None) if cut else self.vit.readout
         layers = []
-        for layer in attention_gradients(trace, targets, cut):
-            call, gradients = layer.call, layer.gradients
-            start, stop, _ = rows.indices(call.query.shape[-2])
+        for layer in attention_gradients(trace, targets, "cut" if cut else "full"):
+            start, stop, _ = rows.indices(layer.call.query.shape[-2])
             total: Tensor | None = None
             for first in range(start, stop, _ROWS_AT_ONCE):
                 chunk = slice(first, min(first + _ROWS_AT_ONCE, stop))
-                alpha = gradients[:, :, :, chunk].float() @ call.value.float().transpose(-2, -1)
-                part = self._head_maps(call.scores(chunk), alpha)
+                part = self._head_maps(layer.call.scores(chunk), layer.of_weights(chunk))
                 total = part if total is None else total + part
             assert total is not None  # a readout has at least one row
             layers.append(_fuse(total.movedim(2, 0), self.head_fusion))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
-from litcam.attention import AttentionCall, AttentionTrace, record
+from litcam.attention import AttentionTrace, Autograd, record
 from litcam.errors import InputError
+from litcam.sdpa import AttentionCall
 from litcam.vit import evaluating, find_vit
 
 
@@ -21,6 +22,7 @@ class Explanation:
 
     Attributes:
         heatmaps: float32 [B, gh, gw], or [B, K, gh, gw] for K targets per image; unscaled, as the paper defines them.
+            The grid is that of the patches, or the image itself for methods that work on pixels.
         logits: [B, C], from the same forward.
         targets: the classes explained, [B] or [B, K].
     """
@@ -63,8 +65,7 @@ class Explainer(ABC):
             UnsupportedModelError: if the model's attention cannot be seen.
         """
         self.vit.check_images(images)
-        with evaluating(self.vit.root):
-            return self.explain(record(self.vit, images, {self: self.read}), targets)
+        return self.explain(record(self.vit, images, {self: self.read}, self.autograd), targets)
 
     def explain(self, trace: AttentionTrace, targets: Tensor | None = None) -> Explanation:
         """Explain a forward that has been recorded with this explainer's :meth:`read` among its readers."""
@@ -74,6 +75,11 @@ class Explainer(ABC):
             heatmaps = self.heatmaps(trace, per_image).float()  # [B, K or 1, gh, gw]
         heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1)
         return Explanation(heatmaps if targets.ndim == 2 else heatmaps[:, 0], trace.logits, targets)
+
+    @property
+    def autograd(self) -> Autograd | None:
+        """The graph that the method differentiates, if any: a call then records its one forward with it."""
+        return None
 
     def read(self, call: AttentionCall) -> Any:
         """What to keep of an attention call: tensors with the batch in front, in any nesting of tuples, or None."""
@@ -138,10 +144,10 @@ def create_explainer(name: str, net: nn.Module, **options: Any) -> Explainer:
     return check_explainer(name, options)(net, **options)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise InputError unless an option's value is one of its choices."""
-    if value not in choices:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+def check_layer(name: str, layer: int | None, layers: int) -> None:
+    """Raise InputError unless a net of so many layers has this one."""
+    if layer is not None and not -layers <= layer < layers:
+        raise InputError(f"{name} is {layer}, but the net has the layers 0 to {layers - 1}.")
 
 
 def _check_targets(targets: Tensor | None, logits: Tensor) -> Tensor:

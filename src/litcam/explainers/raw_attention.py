@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionCall, AttentionTrace
-from litcam.errors import InputError
-from litcam.explainers.base import Explainer, check_choice, register
+from litcam.attention import AttentionTrace
+from litcam.errors import check_choice
+from litcam.explainers.base import Explainer, check_layer, register
+from litcam.sdpa import AttentionCall
 
 
 @register("raw_attention")
@@ -34,7 +35,7 @@ class RawAttention(Explainer):
     ) -> None:
         super().__init__(net)
         check_choice("normalize", normalize, ("softmax", "sigmoid"))
-        check_layer("layer", layer, len(self.vit.net.blocks))
+        check_layer("layer", layer, len(self.vit.blocks))
         self.normalize = normalize
         self.layer = layer
 
@@ -47,9 +48,3 @@ class RawAttention(Explainer):
         layers = torch.stack(list(trace.readings[self]))  # [L, B, N]
         tokens = layers.sum(0) if self.layer is None else layers[self.layer]
         return self.to_grid(trace, tokens)[:, None]
-
-
-def check_layer(name: str, layer: int | None, layers: int) -> None:
-    """Raise InputError unless a net of so many layers has this one."""
-    if layer is not None and not -layers <= layer < layers:
-        raise InputError(f"{name} is {layer}, but the net has the layers 0 to {layers - 1}.")

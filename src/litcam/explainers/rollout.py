@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from litcam.attention import AttentionCall, AttentionTrace
-from litcam.explainers.base import Explainer, register
-from litcam.explainers.raw_attention import check_layer
+from litcam.attention import AttentionTrace
+from litcam.explainers.base import Explainer, check_layer, register
+from litcam.sdpa import AttentionCall
 
 
 @register("rollout")
@@ -26,7 +26,7 @@ class Rollout(Explainer):
 
     def __init__(self, net: nn.Module, start_layer: int = 0) -> None:
         super().__init__(net)
-        check_layer("start_layer", start_layer, len(self.vit.net.blocks))
+        check_layer("start_layer", start_layer, len(self.vit.blocks))
         self.start_layer = start_layer
 
     def read(self, call: AttentionCall) -> Tensor:

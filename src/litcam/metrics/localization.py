@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from litcam.errors import InputError
+from litcam.errors import check_choice, check_threshold
 from litcam.heatmaps import is_degenerate
 from litcam.metrics.functional import LOCALIZATION_SCORES, localization
 
@@ -43,10 +43,8 @@ class Localization(Metric):
         self, threshold: float = 0.5, prediction: Literal["boxes", "mask"] = "boxes", paper: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= threshold < 1:
-            raise InputError(f"threshold is {threshold}; it has to lie in [0, 1).")
-        if prediction not in ("boxes", "mask"):
-            raise InputError(f"prediction is {prediction!r}; choose boxes or mask.")
+        check_threshold(threshold)
+        check_choice("prediction", prediction, ("boxes", "mask"))
         self.threshold = threshold
         self.prediction = prediction
         self.paper = paper

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from litcam.errors import InputError
+from litcam.errors import check_at_least
 from litcam.heatmaps import is_degenerate
 from litcam.metrics.functional import STEPS, perturbation_curves
 
@@ -40,8 +40,7 @@ class Perturbation(Metric):
 
     def __init__(self, batch_size: int = 128, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; at least 1 is needed.")
+        check_at_least("batch_size", batch_size)
         self.batch_size = batch_size
         for total in ("lerf_total", "morf_total"):
             self.add_state(total, torch.zeros(STEPS + 1, dtype=torch.float64), dist_reduce_fx="sum")

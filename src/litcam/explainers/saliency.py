@@ -1,0 +1,27 @@
+"""Saliency: the gradient at the pixels."""
+
+from torch import Tensor
+
+from litcam.attention import AttentionTrace, Autograd
+from litcam.explainers.base import Explainer, register
+from litcam.gradients import class_gradients, graph_of
+
+
+@register("saliency")
+class Saliency(Explainer):
+    """Vanilla gradients (Simonyan, Vedaldi & Zisserman, ICLR workshop 2014, section 3): max over channels of |∂y/∂x|.
+
+    The map is one of pixels, [H, W]; y is the class's raw logit, x the normalised image.
+
+    Args:
+        net: the model.
+    """
+
+    @property
+    def autograd(self) -> Autograd | None:
+        return "full"
+
+    def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        graph = graph_of(trace, "full")
+        (gradients,) = class_gradients(graph.logits, targets, [graph.images])  # [K, B, 3, H, W]
+        return gradients.abs().amax(2).transpose(0, 1)
