@@ -19,6 +19,7 @@ NETS = {
     "layer_scale": ("vit_tiny_patch16_224", {**SMALL, "init_values": 0.5, "qk_norm": True}),
     "non_square": ("vit_tiny_patch16_224", {**SMALL, "img_size": (48, 80)}),
     "average_pooled": ("vit_tiny_patch16_224", {**SMALL, "global_pool": "avg"}),
+    "average_pooled_one_norm": ("vit_tiny_patch16_224", {**SMALL, "global_pool": "avg", "fc_norm": False}),
 }
 
 

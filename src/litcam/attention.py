@@ -61,6 +61,7 @@ class AttentionTrace:
         logits: [B, C], as ``module`` returned them.
         prefix: [B, P, D], the prefix tokens that entered the first block.
         last_input: what entered the last block.
+        num_calls: how many self-attention calls there were; parallel blocks make several each.
         readings: what each reader made of every attention call, first block first; tensors with the batch in front.
         graph: the forward itself, where it was run with autograd.
     """
@@ -71,6 +72,7 @@ class AttentionTrace:
     logits: Tensor
     prefix: Tensor
     last_input: BlockInput
+    num_calls: int
     readings: Mapping[Hashable, Sequence[Any]]
     graph: Graph | None = None
 
@@ -318,6 +320,7 @@ class AttentionRecorder:
             logits=logits.detach(),
             prefix=self._prefix,
             last_input=self._last_input,
+            num_calls=self._num_calls,
             readings=self._readings,
             graph=graph,
         )

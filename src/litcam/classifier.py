@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import litcam.models  # noqa: F401  # registers the packaged model with timm
-from litcam.data.batch import Batch
+from litcam.data.batch import Batch, read_batch
 from litcam.errors import InputError, UnsupportedModelError
 
 
@@ -96,7 +96,7 @@ class ViTClassifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch["image"], batch["label"]
+        images, labels = _images_and_labels(batch)
         if self.mixup is not None and len(images) % 2 == 0:  # timm pairs the images of a batch
             images, soft_labels = self.mixup(images.clone(), labels)
             logits = self(images)
@@ -114,8 +114,9 @@ class ViTClassifier(L.LightningModule):
         self._evaluation_step("test", batch)
 
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
-        logits = self(batch["image"])
-        self._log_step(stage, F.cross_entropy(logits, batch["label"]), logits, batch["label"])
+        images, labels = _images_and_labels(batch)
+        logits = self(images)
+        self._log_step(stage, F.cross_entropy(logits, labels), logits, labels)
 
     def _log_step(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Log the loss and the accuracies of a stage, averaged over the epoch and over all processes."""
@@ -154,6 +155,12 @@ class ViTClassifier(L.LightningModule):
         classifier = self.net.get_classifier()
         for head in classifier if isinstance(classifier, tuple) else (classifier,):  # distilled models have two
             head.requires_grad_(True)
+
+
+def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] and class indices [B] of a batch; InputError for labels of another kind."""
+    known = read_batch(batch)
+    return known["image"], known["label"]
 
 
 class _WarmupCosine:

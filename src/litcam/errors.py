@@ -22,10 +22,10 @@ class CheckpointError(LitcamError, ValueError):
     """A checkpoint file is missing, damaged, unsafe, or was not written by litcam."""
 
 
-def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise InputError unless an option's value is one of its choices."""
     if value not in choices:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}.")
 
 
 def check_at_least(name: str, value: int, least: int = 1) -> None:

@@ -130,7 +130,8 @@ class TimmViT(ViT):
 
     @staticmethod
     def recognises(module: nn.Module) -> bool:
-        return all(hasattr(module, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
+        embeds = hasattr(module, "patch_embed") or hasattr(module, "embeds")  # NaFlexVit has the latter
+        return embeds and hasattr(module, "blocks") and hasattr(module, "num_prefix_tokens")
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -149,14 +150,19 @@ class TimmViT(ViT):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        embed = self.net.patch_embed
+        embed = getattr(self.net, "patch_embed", None)
         size = getattr(embed, "img_size", None)
         return None if size is None or not getattr(embed, "strict_img_size", True) else (int(size[0]), int(size[1]))
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        embed = self.net.patch_embed
-        dynamic = hasattr(embed, "dynamic_feat_size")
-        rows, columns = embed.dynamic_feat_size(image_size) if dynamic else embed.grid_size
+        embed = getattr(self.net, "patch_embed", None)
+        if embed is None:
+            height, width = self.net.embeds.patch_size
+            rows, columns = image_size[0] // height, image_size[1] // width
+        elif hasattr(embed, "dynamic_feat_size"):
+            rows, columns = embed.dynamic_feat_size(image_size)
+        else:
+            rows, columns = embed.grid_size
         return int(rows), int(columns)
 
 

@@ -1,10 +1,13 @@
 """DigitScenes: reproducible, annotated to the pixel, and without the biases that would flatter a heatmap."""
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
 import torch
 
 from litcam.data import DigitScenes, SceneStyle, box_regions, collate
+from litcam.data import digits as digits_module
 from litcam.data.digits import _SPLIT_SHARES, _source_digits
 from litcam.errors import InputError
 from litcam.explainers.controls import Center
@@ -19,6 +22,22 @@ def test_the_same_seed_gives_the_same_scenes_bit_for_bit_in_any_order() -> None:
         for key, value in first[index].items():
             other = backwards[index][key]
             assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
+def test_scenes_are_those_of_every_earlier_version() -> None:
+    """Else results of different days would not compare. Of images the mean: their last bits depend on the CPU."""
+    annotations, brightness = sha256(), []
+    for split in _SPLIT_SHARES:
+        scenes = DigitScenes(split, seed=5)
+        for index in range(20):
+            scene = scenes[index]
+            annotations.update(
+                bytes([scene["label"]]) + scene["boxes"].numpy().tobytes() + scene["mask"].numpy().tobytes()
+            )
+            brightness.append(scene["image"].double().mean().item())
+    assert annotations.hexdigest()[:16] == "7ce1a8af943d9618"
+    assert brightness[:3] == pytest.approx([88.808268, 90.900960, 70.509766], abs=1e-3)
+    assert np.mean(brightness) == pytest.approx(85.664865, abs=1e-3)
 
 
 def test_seeds_splits_and_indices_give_different_scenes() -> None:
@@ -39,18 +58,67 @@ def test_the_splits_share_no_source_digit_and_use_them_all() -> None:
     assert sum(len(_source_digits(split)[0]) for split in _SPLIT_SHARES) == 1797
 
 
-def test_every_instance_has_its_own_pixels_and_a_tight_box() -> None:
-    scenes = DigitScenes()
+@pytest.mark.parametrize(("classes", "expected"), [(1, {1, 2, 3}), (2, {2, 3, 4})])
+def test_every_instance_has_its_own_pixels_and_a_tight_box(classes: int, expected: set[int]) -> None:
+    scenes = DigitScenes(style=SceneStyle(classes=classes))
     counts = set()
     for index in range(60):
         scene = scenes[index]
         mask, boxes = scene["mask"].numpy(), scene["boxes"].numpy()
         counts.add(len(boxes))
+        assert scene["instance_labels"].shape == (len(boxes),)
         assert set(np.unique(mask)) == set(range(len(boxes) + 1))
         for number, (x0, y0, x1, y1) in enumerate(boxes, start=1):
             rows, columns = np.nonzero(mask == number)
             assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
-    assert counts == {1, 2, 3}
+    assert counts == expected
+
+
+def test_instances_of_a_scene_of_one_class_have_its_label() -> None:
+    for index in range(20):
+        scene = DigitScenes()[index]
+        assert set(scene["instance_labels"].tolist()) == {scene["label"]}
+
+
+@pytest.mark.parametrize(("max_instances", "most"), [(1, 1), (2, 1), (3, 2), (5, 4)])
+def test_a_scene_of_two_classes_has_instances_of_both(max_instances: int, most: int) -> None:
+    scenes = DigitScenes(style=SceneStyle(classes=2, max_instances=max_instances, digit_size=(0.2, 0.3)))
+    counts: set[int] = set()
+    for index in range(100):
+        scene = scenes[index]
+        assert scene["label"].dtype == torch.bool
+        assert scene["label"].shape == (10,)
+        assert scene["label"].nonzero().flatten().tolist() == scene["instance_labels"].unique().tolist()
+        assert scene["label"].sum() == 2
+        counts |= set(scene["instance_labels"].unique(return_counts=True)[1].tolist())
+    assert counts == set(range(1, most + 1))
+
+
+def test_both_classes_find_room_even_where_one_digit_easily_bars_the_other() -> None:
+    scenes = DigitScenes(image_size=32, style=SceneStyle(classes=2, max_instances=1, digit_size=(0.5, 0.6)))
+    assert all(len(scenes[index]["instance_labels"]) == 2 for index in range(100))
+
+
+def test_every_pair_of_classes_occurs_equally_often() -> None:
+    rng = np.random.default_rng(0)
+    pairs = np.zeros((10, 10))
+    for _ in range(9_000):
+        pairs[tuple(digits_module._draw_classes(rng, 2))] += 1
+    assert not pairs.diagonal().any()
+    assert abs(pairs[~np.eye(10, dtype=bool)] - 100).max() < 45  # 4.5 standard deviations
+
+
+def test_each_instance_is_a_digit_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown on digits that are upright bars up to class 4 and lying ones from class 5 on."""
+    upright = np.zeros((32, 32), np.float32)
+    upright[2:30, 12:20] = 1
+    bars = np.stack([upright if label < 5 else upright.T for label in range(10)])
+    monkeypatch.setattr(digits_module, "_source_digits", lambda split: (bars, list(range(11))))
+    scenes = DigitScenes(style=SceneStyle(classes=2, clutter=0))
+    for index in range(30):
+        scene = scenes[index]
+        x0, y0, x1, y1 = scene["boxes"].unbind(1)
+        assert torch.equal(y1 - y0 > x1 - x0, scene["instance_labels"] < 5)
 
 
 def test_an_instance_is_lighter_than_its_surroundings() -> None:
@@ -104,8 +172,18 @@ def test_the_stream_goes_on_beyond_its_length() -> None:
         ({"split": "valid"}, "choose one of train, val, test"),
         ({"num_scenes": 0}, "num_scenes is 0"),
         ({"image_size": 16}, "image_size is 16"),
+        ({"style": SceneStyle(classes=2, digit_size=(0.6, 0.7))}, "two digits of 38 pixels have no room in 64"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DigitScenes(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"classes": 3}, "classes is 3; choose one of 1, 2"), ({"max_instances": 0}, "max_instances is 0")],
+)
+def test_a_style_out_of_range_is_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SceneStyle(**arguments)

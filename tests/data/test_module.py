@@ -50,6 +50,15 @@ def test_evaluation_loaders_give_every_image_once_in_order() -> None:
     assert ids(module.test_dataloader()) == [f"test-0-{index:06d}" for index in range(5)]
 
 
+def test_batches_of_scenes_with_two_classes_have_multi_hot_labels() -> None:
+    module = make_module(classes=2)
+    assert module.hparams["classes"] == 2
+    for batch in module.val_dataloader():
+        assert batch["label"].dtype == torch.bool
+        assert batch["label"].sum(1).tolist() == [2] * len(batch["image"])
+        assert len(batch["instance_labels"]) == len(batch["boxes"])
+
+
 def test_images_have_the_size_and_normalisation_of_the_data_config() -> None:
     module = make_module()
     batch = next(iter(module.val_dataloader()))
@@ -68,7 +77,12 @@ def test_normalising_twice_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"batch_size": 0}, "batch_size is 0"), ({"num_workers": -1}, "num_workers is -1")]
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"classes": 0}, "classes is 0"),
+    ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -11,10 +11,14 @@ import litcam
 from conftest import NETS, SMALL, make_images, make_net
 from litcam.errors import InputError, UnsupportedModelError
 
-EXPLAINERS = litcam.list_explainers()
-QUICK: dict[str, dict[str, object]] = {"rise": {"num_masks": 24, "cells": 3}}  # options that spare time
-ONLY = {"cam": ["average_pooled"]}  # the nets of a method that does not take all
-WORKS_ON_PIXELS = {"saliency", "rise"}
+EXPLAINERS = [*litcam.list_explainers(), "captum:IntegratedGradients", "captum:GradientShap", "captum:Occlusion"]
+QUICK: dict[str, dict[str, object]] = {  # options that spare time
+    "rise": {"num_masks": 24, "cells": 3},
+    "captum:IntegratedGradients": {"n_steps": 4},
+    "captum:GradientShap": {"n_samples": 3},
+}
+ONLY = {"cam": ["average_pooled", "average_pooled_one_norm"]}  # the nets of a method that does not take all
+WORKS_ON_PIXELS = {"saliency", "rise", *(name for name in EXPLAINERS if name.startswith("captum:"))}
 
 
 def create(name: str, net: nn.Module) -> litcam.explainers.Explainer:

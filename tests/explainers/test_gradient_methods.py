@@ -1,4 +1,4 @@
-"""The methods that weight attention or features by gradients, and ReciproCAM: against oracles."""
+"""The CAM family, ReciproCAM and the methods that weight attention by gradients: against oracles."""
 
 from typing import Any
 
@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import litcam
+import gradient_free_oracles
 import oracles
-from conftest import make_images, relative_error
+from conftest import make_images, make_net, relative_error
+from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers.reciprocam import ReciproCAM
 
 ORACLES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -20,7 +22,9 @@ ORACLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gradcam_plusplus": (oracles.gradcam_plusplus, {}),
     "hirescam": (oracles.hirescam, {}),
     "reciprocam": (oracles.reciprocam, {}),
+    "cam": (gradient_free_oracles.cam, {}),
 }
+EVERYWHERE = [name for name in ORACLES if name != "cam"]
 NUM_CLASSES = 7
 
 
@@ -35,7 +39,7 @@ def expected_maps(name: str, net: nn.Module, images: torch.Tensor, **options: An
     )
 
 
-@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_every_class_of_every_image_equals_the_oracle(name: str, net: nn.Module) -> None:
     images, targets = make_images(net, 2), torch.arange(NUM_CLASSES).expand(2, -1)
     heatmaps = litcam.create_explainer(name, net)(images, targets).heatmaps
@@ -73,3 +77,73 @@ def test_the_closed_form_of_reciprocam_is_what_class_token_models_take(
 
     monkeypatch.setattr(ReciproCAM, "_directly", forbidden)
     explainer(images)
+
+
+def test_score_cam_equals_the_oracle(net: nn.Module) -> None:
+    images, targets = make_images(net, 2), [2, 5]
+    heatmaps = litcam.create_explainer("score_cam", net, batch_size=20)(images, torch.tensor(targets)).heatmaps
+    expected = [gradient_free_oracles.score_cam(net, *pair) for pair in zip(images, targets, strict=True)]
+    assert relative_error(heatmaps, torch.stack(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("normed_after_pooling", [True, False])
+def test_cam_equals_the_oracle_and_adds_up_to_the_logits(normed_after_pooling: bool) -> None:
+    net: Any = make_net("average_pooled" if normed_after_pooling else "average_pooled_one_norm")
+    if normed_after_pooling:
+        with torch.no_grad():
+            net.fc_norm.weight.normal_(generator=torch.Generator().manual_seed(0))
+            net.fc_norm.bias.normal_(generator=torch.Generator().manual_seed(1))
+    images, targets = make_images(net, 2), torch.arange(NUM_CLASSES).expand(2, -1)
+    explanation = litcam.create_explainer("cam", net)(images, targets)
+    assert relative_error(explanation.heatmaps, expected_maps("cam", net, images)) < 1e-5
+    rest = explanation.logits - explanation.heatmaps.mean((2, 3))  # what no patch has a part in
+    torch.testing.assert_close(rest[0], rest[1], rtol=1e-4, atol=1e-5)
+
+
+def test_cam_refuses_other_heads(class_token_net: nn.Module) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"cam needs a timm model with average pooling"):
+        litcam.create_explainer("cam", class_token_net)
+
+    class Rescaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net("average_pooled")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 2 * self.net(images)
+
+    module = Rescaled().eval()
+    with pytest.raises(UnsupportedModelError, match="the logits of Rescaled are not those of its head"):
+        litcam.create_explainer("cam", module)(make_images(module.net))
+
+
+@pytest.mark.parametrize("name", ["gradcam", "attention_gradcam", "reciprocam"])
+def test_a_model_that_changes_its_mind_is_refused_by_the_methods_that_run_the_last_block_again(name: str) -> None:
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net("class_token")
+            self.forwards = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.forwards += 1
+            return self.net(images) * self.forwards
+
+    module = Fickle().eval()
+    with pytest.raises(UnsupportedModelError, match="Fickle gives other logits when its last block runs again"):
+        litcam.create_explainer(name, module)(make_images(module.net))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("reciprocam", {"kernel": "box"}, "choose one of gaussian, dirac"),
+        ("reciprocam", {"feature": "norm2"}, "choose one of norm1, block"),
+        ("reciprocam", {"score": "loss"}, "choose one of softmax, logit"),
+        ("reciprocam", {"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
+        ("score_cam", {"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
+    ],
+)
+def test_wrong_options_are_named(class_token_net: nn.Module, name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        litcam.create_explainer(name, class_token_net, **options)

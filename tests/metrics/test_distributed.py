@@ -9,7 +9,7 @@ from torch import nn
 from torch.multiprocessing import spawn
 
 from litcam.heatmaps import upsample
-from litcam.metrics import Localization, Perturbation
+from litcam.metrics import ClassDiscrimination, Localization, Perturbation
 
 COUNT = 9
 SHARES = {
@@ -39,12 +39,15 @@ def scores(share: list[int]) -> dict[str, list[float]]:
         "boxes": Localization(),
         "mask": Localization(prediction="mask"),
         "paper": Localization(paper=True),
+        "classes": ClassDiscrimination(),
         "perturbation": Perturbation(),
     }
     for index in share:
         one = slice(index, index + 1)
         for name in ("boxes", "mask", "paper"):
             metrics[name].update(heatmaps[one], regions[one])
+        of_two_classes = torch.stack([heatmaps, heatmaps.flip(-1)], 1), torch.stack([regions, ~regions], 1)
+        metrics["classes"].update(*(tensor[one] for tensor in of_two_classes))
         metrics["perturbation"].update(net, images[one], heatmaps[one], labels[one])
     return {
         f"{name} {score}": value.double().flatten().tolist()
@@ -72,8 +75,9 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 @pytest.mark.parametrize("shares", SHARES)
 def test_two_processes_compute_the_numbers_of_one(of_two_processes: list[dict[str, Any]], shares: str) -> None:
     alone = scores(list(range(COUNT)))
-    assert alone["boxes num_images"] == [7]
-    assert (alone["boxes num_degenerate"], alone["boxes num_without_region"]) == ([1], [1])
+    for name in ("boxes", "classes"):
+        assert alone[f"{name} num_images"] == [7]
+        assert (alone[f"{name} num_degenerate"], alone[f"{name} num_without_region"]) == ([1], [1])
     assert alone["perturbation num_images"] == [8]
     for process in of_two_processes:
         assert process[shares].keys() == alone.keys()
@@ -84,6 +88,6 @@ def test_two_processes_compute_the_numbers_of_one(of_two_processes: list[dict[st
 def test_a_share_alone_would_give_other_numbers(of_two_processes: list[dict[str, Any]]) -> None:
     first, second = (scores(share) for share in SHARES["odd"])
     together = of_two_processes[0]["odd"]
-    for name in ("boxes iou", "perturbation abpc"):
+    for name in ("boxes iou", "classes class_pointing", "perturbation abpc"):
         assert first[name] != pytest.approx(together[name], abs=1e-3)
         assert second[name] != pytest.approx(together[name], abs=1e-3)

@@ -1,6 +1,16 @@
 """Datasets as LightningDataModules, one dataset, one file; all give the batch contract of :mod:`litcam.data.batch`."""
 
-from litcam.data.batch import Batch, Sample, box_regions, boxes_of, collate, mask_regions
+from litcam.data.batch import (
+    Batch,
+    Sample,
+    box_regions,
+    boxes_of,
+    class_regions,
+    collate,
+    mask_regions,
+    present_classes,
+    read_batch,
+)
 from litcam.data.digits import DigitScenes, DigitScenesDataModule, SceneStyle
 from litcam.data.module import ImageDataModule
 
@@ -13,6 +23,9 @@ __all__ = [
     "SceneStyle",
     "box_regions",
     "boxes_of",
+    "class_regions",
     "collate",
     "mask_regions",
+    "present_classes",
+    "read_batch",
 ]

@@ -4,16 +4,17 @@ Knows no dataset and no model.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from litcam.errors import InputError
+from litcam.errors import InputError, check_choice
 
 VOID = 255
+_PER_INSTANCE = ("boxes", "instance_labels")  # the keys with one row per instance, not one per image
 
 
 class Sample(TypedDict):
@@ -21,15 +22,17 @@ class Sample(TypedDict):
 
     Attributes:
         image: uint8 [3, H, W], RGB; the data module normalises it on the device.
-        label: the class index.
+        label: the class index; where an image has several classes, multi-hot, bool [C].
         boxes: float32 [n, 4], (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; n may be 0.
+        instance_labels: int64 [n], the class of each box; optional.
         mask: uint8 [H, W]: 0 background, 1 … n the instance, 255 void.
         id: names the image, unique in its split.
     """
 
     image: Tensor
-    label: int
+    label: int | Tensor
     boxes: Tensor
+    instance_labels: NotRequired[Tensor]
     mask: Tensor
     id: str
 
@@ -39,8 +42,10 @@ class Batch(TypedDict):
 
     Attributes:
         image: [B, 3, H, W], uint8 from the loader, normalised float32 once it is on the device.
-        label: int64 [B].
-        boxes: float32 [K, 5]: the image's index in the batch, then x0, y0, x1, y1, as torchvision's operators take it.
+        label: int64 [B], or multi-hot, bool [B, C].
+        boxes: float32 [n, 5]: the image's index in the batch, then x0, y0, x1, y1, as torchvision's operators take it;
+            sorted by image, those of an image in the order of the mask's values.
+        instance_labels: int64 [n], the class of each box; optional.
         mask: uint8 [B, H, W].
         id: list of B names.
     """
@@ -48,6 +53,7 @@ class Batch(TypedDict):
     image: Tensor
     label: Tensor
     boxes: Tensor
+    instance_labels: NotRequired[Tensor]
     mask: Tensor
     id: list[str]
 
@@ -55,19 +61,25 @@ class Batch(TypedDict):
 def collate(samples: list[Any]) -> dict[str, Any]:
     """Stack samples to a :class:`Batch`; a key that the samples lack stays away."""
     stacked: dict[str, Any] = {
-        key: default_collate([sample[key] for sample in samples]) for key in samples[0] if key != "boxes"
+        key: default_collate([sample[key] for sample in samples]) for key in samples[0] if key not in _PER_INSTANCE
     }
     if "boxes" in samples[0]:
         # One tensor, for a worker hands over each tensor separately, and one per image takes longer than drawing it.
         stacked["boxes"] = torch.cat([F.pad(sample["boxes"], (1, 0), value=i) for i, sample in enumerate(samples)])
+    if "instance_labels" in samples[0]:
+        stacked["instance_labels"] = torch.cat([sample["instance_labels"] for sample in samples])
     return stacked
 
 
-def read_batch(batch: Any) -> Batch:
+def read_batch(batch: Any, multi_label: bool = False) -> Batch:
     """A batch as the house's contract has it; a pair of images and labels is taken too.
 
+    Args:
+        batch: a dict with 'image' and 'label', or a pair of them.
+        multi_label: whether labels may be multi-hot, bool [B, C], as well as class indices [B].
+
     Raises:
-        InputError: if the batch has neither form, or labels are not class indices [B].
+        InputError: if the batch has neither form, or labels are of another kind.
     """
     if isinstance(batch, list | tuple) and len(batch) >= 2:
         batch = {"image": batch[0], "label": batch[1]}
@@ -77,10 +89,36 @@ def read_batch(batch: Any) -> Batch:
             "or a pair (images, labels)."
         )
     labels = batch["label"]
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+    if not _are_class_indices(labels) and not (multi_label and _are_multi_hot(labels)):
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(f"label has to be class indices [B], not {got}.")
+        needed = "class indices [B] or multi-hot bool [B, C]" if multi_label else "class indices [B]"
+        raise InputError(f"label has to be {needed}, not {got}.")
     return batch  # type: ignore[return-value]  # other keys are checked by those who need them
+
+
+def _are_class_indices(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+
+
+def _are_multi_hot(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.ndim == 2 and labels.dtype == torch.bool
+
+
+def present_classes(batch: Batch) -> Tensor:
+    """The classes that each image has: int64 [B, K], rising; with class indices as labels K is 1.
+
+    Raises:
+        InputError: if the images have different numbers of classes.
+    """
+    labels = batch["label"]
+    if labels.ndim == 1:
+        return labels[:, None]
+    counts = labels.sum(1)
+    if (counts != counts[0]).any():
+        raise InputError(
+            f"The images have {int(counts.min())} to {int(counts.max())} classes; the same number is needed."
+        )
+    return labels.nonzero()[:, 1].view(len(labels), int(counts[0]))
 
 
 def boxes_of(batch: Batch, index: int) -> Tensor:
@@ -94,17 +132,58 @@ def box_regions(batch: Batch) -> Tensor:
     Box ends are exclusive; a pixel belongs to a box when its centre lies in it; what reaches beyond the image is cut
     off; an image without boxes has an empty region.
     """
-    size, boxes, height, width = batch["image"].shape[:1], batch["boxes"], *batch["image"].shape[-2:]
-    rows = torch.arange(height, device=boxes.device) + 0.5
-    columns = torch.arange(width, device=boxes.device) + 0.5
-    index, x0, y0, x1, y1 = boxes.unbind(-1)
-    in_rows = (rows >= y0[:, None]) & (rows < y1[:, None])  # [K, H]
-    in_columns = (columns >= x0[:, None]) & (columns < x1[:, None])  # [K, W]
-    filled = in_rows[:, :, None] & in_columns[:, None, :]  # [K, H, W]
-    count = torch.zeros(*size, height, width, dtype=torch.int32, device=boxes.device)
-    return count.index_add_(0, index.long(), filled.int()) > 0
+    return _unions(_filled_boxes(batch), batch["boxes"][:, 0].long(), len(batch["image"]))
 
 
 def mask_regions(batch: Batch) -> Tensor:
     """The pixels of the instances: bool [B, H, W]; background and void are outside."""
     return (batch["mask"] > 0) & (batch["mask"] != VOID)
+
+
+def class_regions(batch: Batch, classes: Tensor, regions: Literal["boxes", "masks"] = "boxes") -> Tensor:
+    """The region of each class that is asked for, in its image: bool [B, K, H, W].
+
+    Args:
+        batch: with boxes and instance_labels; for ``"masks"`` with the mask too.
+        classes: class indices [B, K]; one that the image does not have gives an empty region.
+        regions: ``"boxes"`` for the union of the filled boxes of the class's instances (see :func:`box_regions`),
+            ``"masks"`` for their pixels.
+
+    Raises:
+        InputError: for other regions or shapes, and for a batch without instance_labels.
+    """
+    check_choice("regions", regions, ("boxes", "masks"))
+    if "instance_labels" not in batch:
+        raise InputError("The batch has no 'instance_labels', the class of each box; class_regions needs them.")
+    if classes.ndim != 2 or len(classes) != len(batch["image"]):
+        raise InputError(f"classes have to be [B, K], one row for each image, not {list(classes.shape)}.")
+    image = batch["boxes"][:, 0].long()
+    filled = _filled_boxes(batch) if regions == "boxes" else _instance_pixels(batch)
+    instance, place = (classes[image] == batch["instance_labels"][:, None]).nonzero(as_tuple=True)
+    groups = image[instance] * classes.shape[1] + place
+    return _unions(filled[instance], groups, classes.numel()).view(*classes.shape, *filled.shape[1:])
+
+
+def _filled_boxes(batch: Batch) -> Tensor:
+    """The pixels of each of the n boxes of a batch: bool [n, H, W]."""
+    boxes, (height, width) = batch["boxes"], batch["image"].shape[-2:]
+    rows = torch.arange(height, device=boxes.device) + 0.5
+    columns = torch.arange(width, device=boxes.device) + 0.5
+    _, x0, y0, x1, y1 = boxes.unbind(-1)
+    in_rows = (rows >= y0[:, None]) & (rows < y1[:, None])  # [n, H]
+    in_columns = (columns >= x0[:, None]) & (columns < x1[:, None])  # [n, W]
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def _instance_pixels(batch: Batch) -> Tensor:
+    """The pixels of each of the n instances of a batch: bool [n, H, W]."""
+    image = batch["boxes"][:, 0].contiguous()
+    before = torch.searchsorted(image, image)  # instances of earlier images
+    number = torch.arange(1, len(image) + 1, device=image.device) - before  # in its own image: 1 … n
+    return batch["mask"][image.long()] == number[:, None, None]
+
+
+def _unions(pixels: Tensor, groups: Tensor, count: int) -> Tensor:
+    """The union of the pixels [n, H, W] of each group, whose numbers are [n]: bool [count, H, W]."""
+    total = torch.zeros(count, *pixels.shape[1:], dtype=torch.int32, device=pixels.device)
+    return total.index_add_(0, groups, pixels.int()) > 0

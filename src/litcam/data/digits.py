@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from litcam.data.batch import Sample
 from litcam.data.module import ImageDataModule, Split
-from litcam.errors import InputError
+from litcam.errors import InputError, check_at_least, check_choice
 
 Image = NDArray[np.float32]
 
@@ -34,18 +35,33 @@ class SceneStyle:
     """How hard a scene is: everything here is drawn anew for every scene within these bounds.
 
     Attributes:
-        max_instances: at most this many instances of the class, at least one.
+        classes: different digit classes in a scene, 1 or 2.
+        max_instances: at most this many instances of the class, at least one; of two classes each has at least one and
+            at most one less than this (one, where this is 1).
         digit_size: smallest and largest side of a digit's cell, as shares of the image side.
         clutter: at most about this many fragments of digits (of any class) on the background; plain ones occur.
         contrast: by how much digits and fragments are lighter than the ground (luminance, 0 to 255).
         texture: amplitude of the background's texture (0 to 255).
+
+    Raises:
+        InputError: for other numbers of classes, and for less than one instance.
     """
 
+    classes: int = 1
     max_instances: int = 3
     digit_size: tuple[float, float] = (0.28, 0.47)  # 18 to 30 of 64 pixels
     clutter: int = 10
     contrast: float = 50.0
     texture: float = 22.0
+
+    def __post_init__(self) -> None:
+        check_choice("classes", self.classes, (1, 2))
+        check_at_least("max_instances", self.max_instances)
+
+    @property
+    def max_per_class(self) -> int:
+        """At most this many instances of each class."""
+        return self.max_instances if self.classes == 1 else max(1, self.max_instances - 1)
 
 
 @cache
@@ -69,6 +85,8 @@ def _source_digits(split: Split) -> tuple[Image, list[int]]:
 class DigitScenes(Dataset[Sample]):
     """Scenes of one to three instances of one digit class at random places and sizes, among fragments of other digits.
 
+    With two classes (see :class:`SceneStyle`) the label is multi-hot, bool [10], and each class has its instances.
+
     Scene ``i`` depends on ``seed``, ``split`` and ``i`` alone, bit for bit, in whatever process it is drawn. Indices
     beyond ``num_scenes`` give further scenes of the same stream, so that every epoch can have fresh ones.
 
@@ -80,7 +98,7 @@ class DigitScenes(Dataset[Sample]):
         style: how hard the scenes are.
 
     Raises:
-        InputError: for an unknown split, a length below 1 or a side below 32 pixels.
+        InputError: for an unknown split, a length below 1, a side below 32 pixels, or digits of which two have no room.
     """
 
     def __init__(
@@ -91,10 +109,8 @@ class DigitScenes(Dataset[Sample]):
         seed: int = 0,
         style: SceneStyle | None = None,
     ) -> None:
-        if split not in _SPLIT_SHARES:
-            raise InputError(f"split is {split!r}; choose one of {', '.join(_SPLIT_SHARES)}.")
-        if num_scenes < 1:
-            raise InputError(f"num_scenes is {num_scenes}; at least 1 is needed.")
+        check_choice("split", split, _SPLIT_SHARES)
+        check_at_least("num_scenes", num_scenes)
         if image_size < 32:
             raise InputError(f"image_size is {image_size}; digits need scenes of at least 32 pixels.")
         self.split = split
@@ -102,6 +118,12 @@ class DigitScenes(Dataset[Sample]):
         self.image_size = image_size
         self.seed = seed
         self.style = style or SceneStyle()
+        smallest = _cell_side(0, image_size, self.style.digit_size)
+        if self.style.classes == 2 and 2 * smallest > image_size:
+            raise InputError(
+                f"digit_size starts at {self.style.digit_size[0]}: two digits of {smallest} pixels have no room in "
+                f"{image_size}; let it start below 0.5."
+            )
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -110,19 +132,18 @@ class DigitScenes(Dataset[Sample]):
         if index < 0:
             raise IndexError(f"scene {index} does not exist: indices start at 0")
         rng = np.random.default_rng([self.seed, list(_SPLIT_SHARES).index(self.split), index])
-        digits, starts = _source_digits(self.split)
-        label = int(rng.integers(10))
+        classes = _draw_classes(rng, self.style.classes)
         ground = rng.uniform(20, 130, size=3).astype(np.float32)
-        colours = _lighter_colours(rng, ground, _CLUTTER_COLOURS + self.style.max_instances, self.style.contrast)
+        most = self.style.classes * self.style.max_per_class
+        colours = _lighter_colours(rng, ground, _CLUTTER_COLOURS + most, self.style.contrast)
         canvas = _background(rng, ground, self.image_size, self.style.texture)
         self._lay_clutter(rng, canvas, colours[:_CLUTTER_COLOURS])
-        mask, boxes = self._place_instances(
-            rng, canvas, colours[_CLUTTER_COLOURS:], digits[starts[label] : starts[label + 1]]
-        )
+        mask, boxes, labels = self._place_instances(rng, canvas, colours[_CLUTTER_COLOURS:], classes)
         return {
             "image": torch.from_numpy(np.clip(canvas, 0, 255).astype(np.uint8)),
-            "label": label,
+            "label": classes[0] if len(classes) == 1 else _multi_hot(classes),
             "boxes": torch.from_numpy(boxes),
+            "instance_labels": torch.from_numpy(np.array(labels)),
             "mask": torch.from_numpy(mask),
             "id": f"{self.split}-{self.seed}-{index:06d}",
         }
@@ -141,31 +162,60 @@ class DigitScenes(Dataset[Sample]):
         canvas += opacity * (colours.T.take(colour_index, axis=1, mode="clip") - canvas)  # "clip" skips a slow check
 
     def _place_instances(
-        self, rng: np.random.Generator, canvas: Image, colours: Image, digits: Image
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Paint the instances in cells that do not overlap; return the instance map [H, W] and boxes [n, 4]."""
+        self, rng: np.random.Generator, canvas: Image, colours: Image, classes: list[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[int]]:
+        """Paint the instances; return the instance map [H, W], boxes [n, 4] and the class of each instance."""
+        digits, starts = _source_digits(self.split)
         mask = np.zeros(canvas.shape[1:], dtype=np.uint8)
-        cells: list[tuple[int, int, int]] = []
         boxes: list[tuple[int, int, int, int]] = []
-        wanted = int(rng.integers(1, self.style.max_instances + 1))
+        wanted = self._draw_instances(rng, classes)
+        cells = self._draw_cells(rng, len(wanted))
+        while len(cells) < len(classes):  # a large one in the middle leaves no room for the other class
+            cells = self._draw_cells(rng, len(wanted))
+        for number, (label, (y, x, side, which, angle)) in enumerate(zip(wanted, cells, strict=False)):
+            first, end = starts[label : label + 2]
+            alpha = _render(digits[first + int(which * (end - first))], side, angle)
+            _paint(canvas, alpha, y, x, colours[number])
+            inside = (alpha > 0.5).astype(np.uint8)
+            mask[y : y + side, x : x + side] += inside * np.uint8(number + 1)
+            left, top, width, height = cv2.boundingRect(inside)
+            boxes.append((x + left, y + top, x + left + width, y + top + height))
+        return mask, np.array(boxes, dtype=np.float32), wanted[: len(cells)]
+
+    def _draw_instances(self, rng: np.random.Generator, classes: list[int]) -> list[int]:
+        """The class of every instance wanted; one of each class come first, for the last ones may find no room."""
+        counts = [int(rng.integers(1, self.style.max_per_class + 1)) for _ in classes]
+        return [
+            label for turn in range(max(counts)) for label, count in zip(classes, counts, strict=True) if turn < count
+        ]
+
+    def _draw_cells(self, rng: np.random.Generator, wanted: int) -> list[tuple[int, int, int, float, float]]:
+        """Up to ``wanted`` cells that do not overlap: y, x, side, and the chances that pick a digit and its angle."""
+        cells: list[tuple[int, int, int, float, float]] = []
         tries = 10 * wanted
         # Uniform places would crowd the middle, for a cell has to lie inside: draw from a U-shaped law instead.
         places = rng.beta(0.6, 0.6, size=(tries, 2)).tolist()
         for (down, across), (which, size, angle) in zip(places, rng.random((tries, 3)).tolist(), strict=True):
             side = _cell_side(size, self.image_size, self.style.digit_size)
             y, x = round(down * (self.image_size - side)), round(across * (self.image_size - side))
-            if any(y < v + t and v < y + side and x < u + t and u < x + side for v, u, t in cells):
+            if any(y < v + t and v < y + side and x < u + t and u < x + side for v, u, t, _, _ in cells):
                 continue
-            cells.append((y, x, side))
-            alpha = _render(digits[int(which * len(digits))], side, angle)
-            _paint(canvas, alpha, y, x, colours[len(boxes)])
-            inside = (alpha > 0.5).astype(np.uint8)
-            mask[y : y + side, x : x + side] += inside * np.uint8(len(cells))
-            left, top, width, height = cv2.boundingRect(inside)
-            boxes.append((x + left, y + top, x + left + width, y + top + height))
-            if len(boxes) == wanted:
+            cells.append((y, x, side, which, angle))
+            if len(cells) == wanted:
                 break
-        return mask, np.array(boxes, dtype=np.float32)
+        return cells
+
+
+def _draw_classes(rng: np.random.Generator, count: int) -> list[int]:
+    """One digit class, or two different ones."""
+    first = int(rng.integers(10))
+    return [first] if count == 1 else [first, (first + int(rng.integers(1, 10))) % 10]
+
+
+def _multi_hot(classes: list[int]) -> Tensor:
+    label = torch.zeros(len(CLASS_NAMES), dtype=torch.bool)
+    label[classes] = True
+    return label
 
 
 def _cell_side(chance: float, image_size: int, digit_size: tuple[float, float]) -> int:
@@ -260,7 +310,8 @@ class DigitScenesDataModule(ImageDataModule):
         num_train: training scenes per epoch; epoch e draws scenes e·num_train to (e + 1)·num_train − 1 of the stream.
         num_val: validation scenes.
         num_test: test scenes.
-        max_instances: see :class:`SceneStyle`, as are the next three.
+        classes: different digit classes in a scene, 1 or 2; with 2 the labels are multi-hot. See :class:`SceneStyle`.
+        max_instances: at most this many instances of the class; see :class:`SceneStyle`.
         clutter: at most about this many digit fragments.
         contrast: by how much digits are lighter than the ground.
         texture: amplitude of the background's texture.
@@ -276,6 +327,7 @@ class DigitScenesDataModule(ImageDataModule):
         num_train: int = 10_000,
         num_val: int = 1_000,
         num_test: int = 2_000,
+        classes: int = 1,
         max_instances: int = 3,
         clutter: int = 10,
         contrast: float = 50.0,
@@ -287,7 +339,9 @@ class DigitScenesDataModule(ImageDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.save_hyperparameters()
         self.sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
-        self.style = SceneStyle(max_instances=max_instances, clutter=clutter, contrast=contrast, texture=texture)
+        self.style = SceneStyle(
+            classes=classes, max_instances=max_instances, clutter=clutter, contrast=contrast, texture=texture
+        )
         self.seed = seed
 
     @property

@@ -2,11 +2,13 @@
 
 from litcam.explainers import (  # noqa: F401  # each registers its methods
     agcam,
+    attention_flow,
     controls,
     gradcam,
     gradient_attention,
     raw_attention,
     reciprocam,
+    rise,
     rollout,
     saliency,
 )

@@ -110,7 +110,7 @@ def register(name: str) -> Callable[[ExplainerType], ExplainerType]:
 
 
 def list_explainers() -> list[str]:
-    """The names of all explanation methods, sorted."""
+    """The names of litcam's own explanation methods, sorted; ``captum:<attribution>`` are taken too."""
     return sorted(_registry)
 
 
@@ -120,12 +120,25 @@ def check_explainer(name: str, options: dict[str, Any] | None = None) -> type[Ex
     Raises:
         InputError: for an unknown name or option; the message lists the known ones.
     """
-    if name not in _registry:
-        raise InputError(f"There is no explainer {name!r}; choose one of {', '.join(list_explainers())}.")
-    known = list(inspect.signature(_registry[name]).parameters)[1:]
+    explainer = _find(name)
+    known = list(inspect.signature(explainer).parameters)[1:]
     unknown = [option for option in options or {} if option not in known]
     if unknown:
         raise InputError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    return explainer
+
+
+def _find(name: str) -> type[Explainer]:
+    """The explainer class of a name; those of captum are made where they are asked for."""
+    if name.startswith("captum:"):
+        from litcam.explainers.captum import captum_explainer  # an extra: not everybody has it
+
+        return captum_explainer(name.removeprefix("captum:"))
+    if name not in _registry:
+        raise InputError(
+            f"There is no explainer {name!r}; choose one of {', '.join(list_explainers())}, "
+            "or an attribution of captum, such as captum:IntegratedGradients."
+        )
     return _registry[name]
 
 

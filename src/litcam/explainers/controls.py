@@ -66,3 +66,22 @@ class Center(Explainer):
             for n in trace.grid
         )
         return torch.outer(rows, columns).expand(len(trace.images), 1, -1, -1)
+
+
+@register("uniform")
+class Uniform(Explainer):
+    """The same value at every patch: no explanation at all.
+
+    A constant map is degenerate. :meth:`Explanation.upsample` turns it into zeros, localization finds an empty region
+    in it, and perturbation removes the pixels in an order that it does not say. Its scores are those of a method that
+    failed on every image.
+
+    Args:
+        net: the model.
+    """
+
+    class_specific = False
+    is_control = True
+
+    def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        return torch.ones(len(trace.images), 1, *trace.grid, device=trace.logits.device)

@@ -63,7 +63,8 @@ class ReciproCAM(Explainer):
         self.batch_size = batch_size
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        logits = self._in_closed_form(trace) if self.vit.pools_class_token else None
+        one_attention = trace.num_calls == len(self.vit.blocks)
+        logits = self._in_closed_form(trace) if self.vit.pools_class_token and one_attention else None
         if logits is None:
             logits = self._directly(trace)
         scores = logits.softmax(-1) if self.score == "softmax" else logits  # [B, patches, C]
@@ -84,7 +85,7 @@ class ReciproCAM(Explainer):
             raise _Captured
 
         self._resume(trace, tokens.repeat(len(masks), 1, 1), masks.repeat_interleave(batch, 0), capture)
-        if len(calls) != 1:
+        if not calls:
             return None
         rows = self.vit.readout
         scores = calls[0].scores(rows).unflatten(0, (len(masks), batch))  # [W, B, H, R, N]

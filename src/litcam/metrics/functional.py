@@ -11,6 +11,7 @@ from litcam.heatmaps import fill_components
 from litcam.vit import evaluating
 
 LOCALIZATION_SCORES = ("pixel_accuracy", "iou", "dice", "precision", "recall", "pointing_game", "energy_inside")
+CLASS_SCORES = ("class_energy", "class_pointing")
 PAPER_EPSILON = 1e-5  # the AGCAM authors' guard of every division
 STEPS = 10  # fractions 0, 0.1, …, 1
 
@@ -41,11 +42,7 @@ def localization(
         InputError: if shapes, dtypes or ranges are not these.
     """
     check_maps(heatmaps, "heatmaps")
-    if regions.shape != heatmaps.shape or regions.dtype != torch.bool:
-        raise InputError(
-            f"regions have to be bool {list(heatmaps.shape)} like the heatmaps, "
-            f"not {regions.dtype} {list(regions.shape)}."
-        )
+    _check_regions(regions, heatmaps)
     predicted = heatmaps > threshold
     if prediction == "boxes":
         predicted = fill_components(predicted, margin=int(paper))
@@ -64,6 +61,50 @@ def localization(
         "pointing_game": _pixels(highest & regions) / _pixels(highest),
         "energy_inside": region_values.sum((-2, -1)) / values.sum((-2, -1)),
     }
+
+
+def class_discrimination(heatmaps: Tensor, regions: Tensor) -> dict[str, Tensor]:
+    """Whether the map of each class in an image lies on that class rather than on the others.
+
+    Figure 6 of the AGCAM paper (Leem & Seo, AAAI 2024) in numbers. Only the pixels that belong to exactly one of the
+    classes are compared (:func:`own_regions`), so the background plays no part. Of the map of class a:
+    ``class_energy``, Σ map in the region of a / Σ map in the regions of all classes; ``class_pointing``, of the pixels
+    compared that attain the map's maximum there the share that lies in the region of a. Both are averaged over the
+    classes of the image, which takes out the advantage of large objects: the shares of one map add up to 1 over K
+    classes, so a class-blind method, which gives every class the same map, scores exactly 1/K. A perfect one scores 1.
+
+    A map that is zero in all regions, or holds NaN, makes ``class_energy`` NaN; a class without a pixel of its own
+    counts 0. :class:`litcam.metrics.ClassDiscrimination` counts such images apart.
+
+    Args:
+        heatmaps: [B, K, H, W] in [0, 1], the maps of K ≥ 2 classes of each image.
+        regions: bool [B, K, H, W], the true region of each of these classes.
+
+    Returns:
+        Two float64 tensors [B] by name.
+
+    Raises:
+        InputError: if shapes or dtypes are not these.
+    """
+    if heatmaps.ndim != 4 or heatmaps.shape[1] < 2 or not heatmaps.is_floating_point():
+        raise InputError(
+            "heatmaps have to be a float tensor [B, K, H, W] of at least two classes, "
+            f"not {heatmaps.dtype} {list(heatmaps.shape)}."
+        )
+    _check_regions(regions, heatmaps)
+    own = own_regions(regions)
+    compared = own.any(1, keepdim=True).expand_as(own)
+    values = heatmaps.double()
+    highest = values.masked_fill(~compared, -torch.inf)
+    highest_pixels = compared & (highest == highest.amax((-2, -1), keepdim=True))
+    energy = (values * own).sum((-2, -1)) / (values * compared).sum((-2, -1))  # [B, K]
+    pointing = _pixels(highest_pixels & own) / _pixels(highest_pixels)  # [B, K]
+    return {"class_energy": energy.mean(1), "class_pointing": pointing.mean(1)}
+
+
+def own_regions(regions: Tensor) -> Tensor:
+    """Regions [B, K, H, W] without the pixels that belong to several of the K classes."""
+    return regions & (regions.sum(1, keepdim=True) == 1)
 
 
 def perturbation_curves(
@@ -159,3 +200,11 @@ def check_maps(maps: Tensor, name: str) -> None:
     """Raise InputError unless maps are a float tensor [B, H, W]."""
     if maps.ndim != 3 or not maps.is_floating_point():
         raise InputError(f"{name} have to be a float tensor [B, H, W], not {maps.dtype} {list(maps.shape)}.")
+
+
+def _check_regions(regions: Tensor, heatmaps: Tensor) -> None:
+    if regions.shape != heatmaps.shape or regions.dtype != torch.bool:
+        raise InputError(
+            f"regions have to be bool {list(heatmaps.shape)} like the heatmaps, "
+            f"not {regions.dtype} {list(regions.shape)}."
+        )
