@@ -4,9 +4,10 @@ python benchmarks/explainers.py                                            # vit
 python benchmarks/explainers.py --methods agcam published_agcam --repeats 15
 python benchmarks/explainers.py --model vit_tiny_patch16_224 --img_size 64 --depth 4 --no-memory         # to try it out
 
-Compared are all of litcam's explainers with AGCAM the published way (benchmarks/published.py), which takes images one
-at a time: ``published_agcam`` computes what the authors' program does, weight gradients among it, and
-``published_agcam_lean`` leaves those out. Before anything is timed their maps are checked against litcam's agcam.
+Compared are litcam's explainers (those that take many forwards only if asked for) with AGCAM the published way
+(benchmarks/published.py), which takes images one at a time: ``published_agcam`` computes what the authors' program
+does, weight gradients among it, and ``published_agcam_lean`` leaves those out. Before anything is timed their maps are
+checked against litcam's agcam.
 
 Time: plain forwards (under inference mode, fused attention) and explanations take turns in one loop. A ratio is that of
 neighbours in time, so that a machine that slows down for a while slows both; the table shows the median of the ratios
@@ -42,9 +43,11 @@ from torch import Tensor, nn
 import litcam
 import litcam.models  # registers the packaged model with timm
 from litcam.errors import LitcamError
+from litcam.explainers import parse_explainer
 from litcam.vit import find_vit
 
 PUBLISHED = {"published_agcam": True, "published_agcam_lean": False}  # the value: with weight gradients
+SLOW = {"attention_flow", "rise", "score_cam"}  # take seconds, thousands or hundreds of forwards: only if asked for
 TOLERANCE = 1e-4  # of the published maps, relative to the largest value of each
 MIB = 2**20
 
@@ -79,7 +82,8 @@ def make_method(name: str, net: nn.Module) -> Method:
     """A method of a net: from images and classes to maps."""
     if name in PUBLISHED:
         return PublishedAGCAM(net, weight_gradients=PUBLISHED[name])
-    explainer = litcam.create_explainer(name, net)
+    known, method_options = parse_explainer(name)
+    explainer = litcam.create_explainer(known, net, **method_options)
     return lambda images, targets: explainer(images, targets).heatmaps
 
 
@@ -170,7 +174,7 @@ def full_attention(net: nn.Module, batch_size: int) -> int:
     height, width = make_batch(net, 1)[0].shape[-2:]
     rows, columns = vit.grid((height, width))
     tokens = vit.num_prefix_tokens + rows * columns
-    heads = sum(int(block.attn.num_heads) for block in vit.net.blocks)
+    heads = sum(int(block.attn.num_heads) for block in vit.blocks)
     return 4 * batch_size * heads * tokens**2
 
 
@@ -185,7 +189,7 @@ def main() -> None:
     net = subject.build()
     images, _ = make_batch(net, 1)
     console.print(
-        f"{options.model}, {images.shape[-2]} by {images.shape[-1]} pixels, {len(find_vit(net).net.blocks)} blocks, "
+        f"{options.model}, {images.shape[-2]} by {images.shape[-1]} pixels, {len(find_vit(net).blocks)} blocks, "
         f"random weights; {describe(options.device)}; {options.repeats} pairs each"
     )
     methods = options.methods
@@ -231,9 +235,15 @@ def measure(subject: Subject, net: nn.Module, name: str, options: argparse.Names
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    known = [*litcam.list_explainers(), *PUBLISHED]
+    names = sorted([*set(litcam.list_explainers()) - SLOW, "agcam:gradient=full", *PUBLISHED])
     parser = argparse.ArgumentParser(description="Time and memory of explanations, against a plain forward.")
-    parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="METHOD", help=", ".join(known))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=names,
+        metavar="METHOD",
+        help=f"an explainer, with options if wanted (reciprocam:kernel=dirac), or {' or '.join(PUBLISHED)}",
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="images at a time")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of plain forward and explanation")
     add_options(parser)

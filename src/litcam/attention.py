@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from litcam.errors import UnsupportedModelError
 from litcam.sdpa import AttentionArguments, AttentionCall, AttentionMode, Handler
-from litcam.vit import ViT, evaluating
+from litcam.vit import ViT, evaluating, frozen
 
 Reader = Callable[[AttentionCall], Any]
 Autograd = Literal["full", "cut"]  # through everything; along skip connections and MLPs only
@@ -165,7 +165,11 @@ class AttentionTrace:
             return self._again({**inputs, len(self.vit.blocks) - 1: last}, skim)
 
     def _again(self, inputs: Mapping[int, BlockInput], skim: bool) -> Tensor | None:
-        """Run the module again with these inputs of some blocks; ``skim``: other blocks get the tokens alone."""
+        """Run the module again with these inputs of some blocks.
+
+        With ``skim`` they replace all that comes from the image, so that one image will do, and blocks without an input
+        of their own get the tokens alone.
+        """
 
         def hook(index: int) -> Callable[..., Any]:
             def enter(block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -181,8 +185,9 @@ class AttentionTrace:
             for index, block in enumerate(self.vit.blocks):
                 hooks.callback(block.register_forward_pre_hook(hook(index), with_kwargs=True).remove)
             hooks.enter_context(eager())
+            hooks.enter_context(frozen(self.module))
             try:
-                logits = self.module(self.images.clone())
+                logits = self.module(self.images[:1].clone() if skim else self.images.clone())
             except Exception:  # a net that wants all tokens in every block
                 return None
         return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
@@ -359,6 +364,7 @@ def record(
             context.enter_context(torch.no_grad())
         else:
             context.enter_context(autograd_anywhere(images.device.type))
+            context.enter_context(frozen(vit.root))
             images = images.detach().clone().to(vit.dtype).requires_grad_(autograd == "full")
         logits = vit.root(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:

@@ -278,3 +278,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = True
         for child, flag in checkpointing:
             setattr(child, flag, True)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of the module requires a gradient, which spares the memory for theirs; restored on every path."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

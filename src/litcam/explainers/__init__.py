@@ -12,6 +12,13 @@ from litcam.explainers import (  # noqa: F401  # each registers its methods
     rollout,
     saliency,
 )
-from litcam.explainers.base import Explainer, Explanation, check_explainer, create_explainer, list_explainers
+from litcam.explainers.base import (
+    Explainer,
+    Explanation,
+    check_explainer,
+    create_explainer,
+    list_explainers,
+    parse_explainer,
+)
 
-__all__ = ["Explainer", "Explanation", "check_explainer", "create_explainer", "list_explainers"]
+__all__ = ["Explainer", "Explanation", "check_explainer", "create_explainer", "list_explainers", "parse_explainer"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
@@ -155,6 +156,27 @@ def create_explainer(name: str, net: nn.Module, **options: Any) -> Explainer:
         UnsupportedModelError: if there is no Vision Transformer in ``net``.
     """
     return check_explainer(name, options)(net, **options)
+
+
+def parse_explainer(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options from one word of a command line: ``reciprocam:kernel=dirac:keep_class_token=false``.
+
+    Values are read as YAML. ``captum:IntegratedGradients:n_steps=20`` names an attribution of captum.
+
+    Raises:
+        InputError: for an option without a value, and as :func:`check_explainer` does.
+    """
+    name, *parts = text.split(":")
+    if name == "captum" and parts:
+        name = f"{name}:{parts.pop(0)}"
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{text!r} has the option {part!r} without a value; write {part}=value.")
+        options[key] = yaml.safe_load(value)
+    check_explainer(name, options)
+    return name, options
 
 
 def check_layer(name: str, layer: int | None, layers: int) -> None:

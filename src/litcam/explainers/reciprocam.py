@@ -1,7 +1,7 @@
 """ViT-ReciproCAM: the last block looks at one patch at a time."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,27 +73,24 @@ class ReciproCAM(Explainer):
 
     def _in_closed_form(self, trace: AttentionTrace) -> Tensor | None:
         """Logits [B, patches, C] of all masks; None if the same way does not give the recorded logits without one."""
-        tokens, batch = trace.last_input.tokens, len(trace.images)
-        weights = [0.0, *sorted(set(self.kernel.values()))]
-        # Every patch under one weight, once for each of them; at last no mask at all.
-        uniform = [self._uniform_mask(tokens, weight) for weight in weights]
-        masks = torch.stack([*uniform, torch.ones_like(uniform[0])])
-        calls: list[AttentionCall] = []
-
-        def capture(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
-            calls.append(arguments.call(arguments.query))
-            raise _Captured
-
-        self._resume(trace, tokens.repeat(len(masks), 1, 1), masks.repeat_interleave(batch, 0), capture)
-        if not calls:
+        tokens, rows, least = trace.last_input.tokens, self.vit.readout, min(self.kernel.values())
+        captures = self._capture(
+            trace,
+            [(tokens, 1.0, 1.0), (tokens, 1.0, self.keep), (tokens, 0.0, self.keep), (tokens[:1], least, self.keep)],
+        )
+        if not captures:
             return None
-        rows = self.vit.readout
-        scores = calls[0].scores(rows).unflatten(0, (len(masks), batch))  # [W, B, H, R, N]
-        values = calls[0].value.float().unflatten(0, (len(masks), batch))  # [W, B, H, N, d]
-        outputs = self._exchange(dict(zip(weights, zip(scores, values, strict=False), strict=False)), trace.grid)
-        unmasked = scores[-1].softmax(-1) @ values[-1]
-        answers = torch.cat([unmasked[:, None], outputs], 1)  # [B, 1 + patches, H, R, d]
-        count = answers.shape[1]
+        unmasked, one, zero, sample = captures
+        # Scores and values are affine in the weight unless a norm is in the way: the sample shows it.
+        weights = sorted(set(self.kernel.values()))
+        between = {weight: zero.towards(one, weight) for weight in weights}
+        if not between[least].agrees(sample):
+            between = dict(
+                zip(weights, self._capture(trace, [(tokens, weight, self.keep) for weight in weights]), strict=True)
+            )
+        outputs = self._exchange(zero, between, trace.grid)
+        answers = torch.cat([(unmasked.scores.softmax(-1) @ unmasked.values)[:, None], outputs], 1)
+        batch, count = answers.shape[:2]  # of [B, 1 + patches, H, R, d]
         keep = tokens.new_full((batch, count, 1, 1), self.keep)
         keep[:, 0] = 1
         logits = self._resume(
@@ -104,28 +101,50 @@ class ReciproCAM(Explainer):
         )
         if logits is None or len(logits) != batch * count:
             return None
-        logits = logits.unflatten(0, (batch, count))
+        logits = logits.reshape(batch, count, -1)
         return logits[:, 1:] if agree(logits[:, 0], trace.logits) else None
 
-    def _exchange(self, captured: dict[float, tuple[Tensor, Tensor]], grid: tuple[int, int]) -> Tensor:
+    def _capture(self, trace: AttentionTrace, masked: list[tuple[Tensor, float, float]]) -> list["_Capture"]:
+        """What the last block's attention would get from tokens [B, N, D] under masks; empty if it cannot be reached.
+
+        Args:
+            trace: says which block.
+            masked: tokens, weight of their patches, weight of their prefix tokens.
+        """
+        prefix = self.vit.num_prefix_tokens
+        masks = []
+        for tokens, weight, prefix_weight in masked:
+            mask = tokens.new_full((*tokens.shape[:2], 1), weight)
+            mask[:, :prefix] = prefix_weight
+            masks.append(mask)
+        calls: list[AttentionCall] = []
+
+        def capture(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
+            calls.append(arguments.call(arguments.query))
+            raise _Captured
+
+        self._resume(trace, torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks), capture)
+        if not calls:
+            return []
+        sizes = [len(tokens) for tokens, _, _ in masked]
+        scores, values = calls[0].scores(self.vit.readout).split(sizes), calls[0].value.float().split(sizes)
+        return [_Capture(*pair) for pair in zip(scores, values, strict=True)]
+
+    def _exchange(self, zero: "_Capture", kernel: dict[float, "_Capture"], grid: tuple[int, int]) -> Tensor:
         """Attention outputs [B, patches, H, R, d] of the head's tokens under every mask.
 
         Args:
-            captured: by weight w of every patch, scores [B, H, R, N] and values [B, H, N, d].
+            zero: all patches at weight 0.
+            kernel: all patches at a weight of the kernel, by weight.
             grid: rows and columns of patches.
         """
-        prefix = self.vit.num_prefix_tokens
-        peak = torch.stack([scores.amax(-1, keepdim=True) for scores, _ in captured.values()]).amax(0)
-        terms = {}  # numerator and denominator of the softmax, token by token: [B, H, R, N, d + 1]
-        for weight, (scores, values) in captured.items():
-            exponentials = (scores - peak).exp()[..., None]
-            terms[weight] = torch.cat([exponentials * values[:, :, None], exponentials], -1)
-        total = terms[0.0].sum(-2)[..., None, None, :]  # [B, H, R, 1, 1, d + 1]
-        for weight in set(self.kernel.values()):
-            change = (terms[weight] - terms[0.0])[..., prefix:, :].unflatten(-2, grid)
-            for offset, offset_weight in self.kernel.items():
-                if offset_weight == weight:
-                    total = total + _shift(change, *offset)
+        peak = torch.stack([capture.scores.amax(-1) for capture in (zero, *kernel.values())]).amax(0)
+        nothing = zero.terms(peak)
+        total = nothing.sum(-2)[..., None, None, :]  # [B, H, R, 1, 1, d + 1]
+        for weight, capture in kernel.items():
+            change = (capture.terms(peak) - nothing)[..., self.vit.num_prefix_tokens :, :].unflatten(-2, grid)
+            for offset in (offset for offset, other in self.kernel.items() if other == weight):
+                total = total + _shift(change, *offset)
         outputs = total[..., :-1] / total[..., -1:]  # [B, H, R, gh, gw, d]
         return outputs.flatten(3, 4).movedim(3, 1)
 
@@ -152,12 +171,6 @@ class ReciproCAM(Explainer):
             return trace.resume(tokens * mask, handle, skim=skim)
         return trace.resume(tokens, handle, lambda features: features * mask, skim)
 
-    def _uniform_mask(self, tokens: Tensor, weight: float) -> Tensor:
-        """The mask [N, 1] with one weight for all patches."""
-        mask = tokens.new_full((tokens.shape[1], 1), weight)
-        mask[: self.vit.num_prefix_tokens] = self.keep
-        return mask
-
     def _works(self, trace: AttentionTrace) -> bool:
         """Whether the last block can be reached by skimming the others; raises if it cannot be reached at all."""
         for skim in (True, False):
@@ -165,6 +178,28 @@ class ReciproCAM(Explainer):
             if logits is not None and agree(logits, trace.logits):
                 return skim
         raise cannot_resume(trace)
+
+
+class _Capture(NamedTuple):
+    """What the last block's attention gets under a mask."""
+
+    scores: Tensor  # [B, H, R, N], of the tokens that the head reads
+    values: Tensor  # [B, H, N, d]
+
+    def towards(self, other: "_Capture", share: float) -> "_Capture":
+        """The point between two captures."""
+        return _Capture(*(mine + share * (its - mine) for mine, its in zip(self, other, strict=True)))
+
+    def agrees(self, sample: "_Capture") -> bool:
+        """Whether the first image's capture is this one, within rounding."""
+        return all(
+            bool((mine[:1] - its).abs().max() <= 1e-4 * its.abs().max()) for mine, its in zip(self, sample, strict=True)
+        )
+
+    def terms(self, peak: Tensor) -> Tensor:
+        """Every token's part in numerator and denominator of the softmax: [B, H, R, N, d + 1]."""
+        exponentials = (self.scores - peak[..., None]).exp()[..., None]
+        return torch.cat([exponentials * self.values[:, :, None], exponentials], -1)
 
 
 class _Captured(Exception):
