@@ -63,7 +63,7 @@ class AttentionTrace:
         last_input: what entered the last block.
         num_calls: how many self-attention calls there were; parallel blocks make several each.
         readings: what each reader made of every attention call, first block first; tensors with the batch in front.
-        graph: the forward itself, where it was run with autograd.
+        graph: the forward itself, where it was run with autograd: a :class:`Graph`, or what a method has of its own.
     """
 
     vit: ViT
@@ -74,7 +74,7 @@ class AttentionTrace:
     last_input: BlockInput
     num_calls: int
     readings: Mapping[Hashable, Sequence[Any]]
-    graph: Graph | None = None
+    graph: object | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -342,7 +342,11 @@ def _first(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
 
 
 def record(
-    vit: ViT, images: Tensor, readers: Mapping[Hashable, Reader], autograd: Autograd | None = None
+    vit: ViT,
+    images: Tensor,
+    readers: Mapping[Hashable, Reader],
+    autograd: Autograd | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> AttentionTrace:
     """The trace of one forward of ``vit.root`` in evaluation mode.
 
@@ -352,6 +356,7 @@ def record(
         readers: see :class:`AttentionRecorder`.
         autograd: run it with autograd and keep the graph: ``"full"`` from the images on, ``"cut"`` with the input of
             every attention detached. None runs it without gradients.
+        forward: calls ``vit.root`` with images, where more than the trace is wanted of it.
 
     Raises:
         UnsupportedModelError: if the forward makes no self-attention call per block, or returns no logits [B, C].
@@ -366,7 +371,7 @@ def record(
             context.enter_context(autograd_anywhere(images.device.type))
             context.enter_context(frozen(vit.root))
             images = images.detach().clone().to(vit.dtype).requires_grad_(autograd == "full")
-        logits = vit.root(images)
+        logits = (forward or vit.root)(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(f"{type(vit.root).__name__} has to return logits [B, C], but returned {got}.")

@@ -48,7 +48,7 @@ def graph_of(trace: AttentionTrace, autograd: Autograd) -> Graph:
     """The graph of a trace, by one more forward where it was recorded without."""
     if trace.graph is None:
         trace = record(replace(trace.vit, root=trace.module), trace.images, {}, autograd)
-    assert trace.graph is not None  # asked for
+    assert isinstance(trace.graph, Graph)  # asked for
     return trace.graph
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import litcam
 import gradient_free_oracles
+import litcam
 import oracles
 from conftest import make_images, make_net, relative_error
 from litcam.errors import InputError, UnsupportedModelError

@@ -217,7 +217,7 @@ def test_relevance_is_conserved_from_the_logit_to_the_walk_through_a_block() -> 
     net = make_net("class_token").double()
     images = make_images(net).double()
     explainer = Relevance(net)
-    forward = _Forward(explainer.vit, net, images)
+    forward = _Forward(explainer.vit, images.requires_grad_())
     with torch.no_grad():
         head = forward.heads[0].share(torch.eye(7, dtype=torch.float64)[None, [2, 3, 4]])
         hidden = forward.blocks[-1].fc2.share(head[:, :, None], slice(0, 1))

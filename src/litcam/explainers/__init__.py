@@ -8,6 +8,7 @@ from litcam.explainers import (  # noqa: F401  # each registers its methods
     gradient_attention,
     raw_attention,
     reciprocam,
+    relevance,
     rise,
     rollout,
     saliency,

@@ -66,7 +66,11 @@ class Explainer(ABC):
             UnsupportedModelError: if the model's attention cannot be seen.
         """
         self.vit.check_images(images)
-        return self.explain(record(self.vit, images, {self: self.read}, self.autograd), targets)
+        return self.explain(self.trace(images), targets)
+
+    def trace(self, images: Tensor) -> AttentionTrace:
+        """The one forward that a call explains."""
+        return record(self.vit, images, {self: self.read}, self.autograd)
 
     def explain(self, trace: AttentionTrace, targets: Tensor | None = None) -> Explanation:
         """Explain a forward that has been recorded with this explainer's :meth:`read` among its readers."""

@@ -50,7 +50,8 @@ class _TokenCAM(Explainer):
 class GradCAM(_TokenCAM):
     """Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2): (Σ_d w_d F_d)⁺.
 
-    w_d is the mean gradient of channel d. F are the patch tokens that the last block's attention reads; gradients are those of the class's raw logit.
+    w_d is the mean gradient of channel d. F are the patch tokens that the last block's attention reads; gradients are
+    those of the class's raw logit.
 
     Args:
         net: the model.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from litcam.attention import AttentionTrace, agree, autograd_anywhere, eager
+from litcam.attention import AttentionTrace, agree, autograd_anywhere, record
 from litcam.errors import UnsupportedModelError
 from litcam.explainers.base import Explainer, check_layer, register
 from litcam.gradients import class_gradients
@@ -58,15 +58,31 @@ class Relevance(Explainer):
         check_layer("start_layer", start_layer, len(self.vit.blocks))
         self.start_layer = start_layer
 
+    def trace(self, images: Tensor) -> AttentionTrace:
+        return self._trace(self.vit, images)
+
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        with autograd_anywhere(trace.images.device.type), eager():
-            forward = _Forward(self.vit, trace.module, trace.images)
-            start = range(len(forward.blocks))[self.start_layer]  # counted from 0, if it was given from the end
-            outputs = [block.call.output for block in forward.blocks[start:]]
-            gradients = class_gradients(forward.logits, targets, outputs)
-            with torch.no_grad():
-                row = _walk(forward, targets, start, gradients)  # [K, B, N]
+        forward = trace.graph
+        if not isinstance(forward, _Forward):  # the trace is of somebody else's forward
+            forward = self._trace(replace(self.vit, root=trace.module), trace.images).graph
+        assert isinstance(forward, _Forward)
+        start = range(len(forward.blocks))[self.start_layer]  # counted from 0, if it was given from the end
+        outputs = [block.call.output for block in forward.blocks[start:]]
+        gradients = class_gradients(forward.logits, targets, outputs)
+        with autograd_anywhere(trace.images.device.type), torch.no_grad():
+            row = _walk(forward, targets, start, gradients)  # [K, B, N]
         return self.to_grid(trace, row).transpose(0, 1)  # [B, K, gh, gw]
+
+    @staticmethod
+    def _trace(vit: ViT, images: Tensor) -> AttentionTrace:
+        made: list[_Forward] = []
+
+        def forward(images: Tensor) -> Tensor:
+            made.append(_Forward(vit, images))
+            return made[0].logits
+
+        trace = record(vit, images, {}, "full", forward)
+        return replace(trace, graph=made[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +171,7 @@ class _Forward:
         UnsupportedModelError: for a model with a part that the rules do not cover.
     """
 
-    def __init__(self, vit: ViT, module: nn.Module, images: Tensor) -> None:
+    def __init__(self, vit: ViT, images: Tensor) -> None:
         self.vit = vit
         self.readout = vit.readout
         self._attention: list[AttentionCall] = []
@@ -166,12 +182,12 @@ class _Forward:
                 context.callback(watched.register_forward_hook(self._see).remove)
             context.enter_context(self._linears)
             context.enter_context(AttentionMode(self._attend))
-            self.logits: Tensor = module(images.detach().clone().to(vit.dtype))
+            self.logits: Tensor = vit.root(images)
         vit.check_attention(len(self._attention))
         _check_blocks(vit)
         self.blocks = [self._block(index, block) for index, block in enumerate(vit.blocks)]
         self.tokens = self._final_tokens()
-        self.heads = self._heads(module)
+        self.heads = self._heads()
 
     def _see(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         self._seen[module] = (arguments[0], output)
@@ -179,8 +195,6 @@ class _Forward:
     def _attend(self, arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
         output = attend()
         if arguments.is_self_attention:
-            if not output.requires_grad:  # the weights are frozen
-                output.requires_grad_()
             self._attention.append(arguments.call(output))
         return output
 
@@ -207,7 +221,7 @@ class _Forward:
             _refuse(f"what {type(self.vit.net).__name__} does between its blocks and its norm")
         return after
 
-    def _heads(self, module: nn.Module) -> list[_LinearCall]:
+    def _heads(self) -> list[_LinearCall]:
         """The Linear layers on the pooled tokens whose mean the logits are."""
         net = self.vit.net
         modules = [getattr(net, name) for name in ("head", "head_dist") if hasattr(net, name)]
@@ -226,7 +240,7 @@ class _Forward:
         else:
             heads = [self._linear("head", head) for head in modules]
         if len(heads) != len(modules) or not agree(_mean([head.output for head in heads]), self.logits):
-            _refuse(f"the way from the pooled tokens to the logits of {type(module).__name__}")
+            _refuse(f"the way from the pooled tokens to the logits of {type(self.vit.root).__name__}")
         return heads
 
     def _features(self) -> list[Tensor]:
