@@ -130,6 +130,21 @@ def test_evaluate_needs_the_checkpoint_alone(run: tuple[Path, str]) -> None:
     assert "pointing game" in finished.stdout
 
 
+def test_evaluate_tells_two_classes_apart_in_other_scenes_than_the_trainings(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    finished = command(
+        *("evaluate.py", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--data", "classes=2", "num_val=20"),
+        *("--methods", "reciprocam:kernel=dirac", "rollout", "--perturbation_images", "0"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((folder / "evaluation" / "last-val-classes=2-num_val=20" / "results.json").read_text())
+    assert results["num_images"] == 20
+    assert results["data"] == {"classes": 2, "num_val": 20}
+    assert results["methods"]["reciprocam:kernel=dirac"]["iou"]["num_images"] == 40
+    assert results["methods"]["rollout"]["class_energy"]["value"] == pytest.approx(0.5)
+    assert "class pointing" in finished.stdout
+
+
 def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_ends_in_the_same_weights(
     run: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -273,6 +288,28 @@ def test_evaluate_names_an_unknown_method(run: tuple[Path, str], capsys: pytest.
         cli.evaluate(["--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), "--methods", "gradcamm"])
     assert stop.value.code == 2
     assert "There is no explainer 'gradcamm'; choose one of agcam" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "clases=2"], "DigitScenesDataModule has no argument 'clases'; it has num_train, num_val"),
+        (["--data", "classes"], "The option 'classes' has no value; write classes=value"),
+        (["--data", "classes=3"], "classes is 3; choose one of 1, 2"),
+        (["--methods", "reciprocam:kernel=box"], "kernel is 'box'; choose one of gaussian, dirac"),
+        (["--methods", "cam"], "cam needs a timm model with average pooling"),
+        (["--methods", "captum:DeepLift"], "captum:DeepLift is not supported"),
+    ],
+)
+def test_evaluate_names_what_is_wrong_with_an_option(
+    run: tuple[Path, str], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    from litcam import cli
+
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate(["--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_pickled_code_is_really_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

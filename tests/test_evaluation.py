@@ -8,9 +8,9 @@ import torch
 
 import litcam
 from litcam.classifier import ViTClassifier
-from litcam.data import DigitScenesDataModule, box_regions
+from litcam.data import DigitScenesDataModule, SceneStyle, box_regions, class_regions, present_classes
 from litcam.evaluation import _summarize, bootstrap_interval, evaluate, results_table
-from litcam.metrics import Localization, Perturbation
+from litcam.metrics import ClassDiscrimination, Localization, Perturbation
 
 
 def make_run() -> tuple[ViTClassifier, DigitScenesDataModule]:
@@ -38,6 +38,32 @@ def test_results_equal_the_metrics_on_all_images_at_once() -> None:
     assert results["accuracy"] == pytest.approx(
         float((module(batch["image"]).argmax(1) == batch["label"]).float().mean())
     )
+
+
+def test_two_classes_per_image_are_scored_each_and_told_apart() -> None:
+    module, data = make_run()
+    data.style = SceneStyle(classes=2)
+    data.batch_size = 11
+    batch = data.normalize(next(iter(data.val_dataloader())))
+    data.batch_size = 4
+    methods = ("agcam", "reciprocam:kernel=dirac", "rollout", "uniform")
+    results = evaluate(module, data, methods, perturbation_images=None)["methods"]
+    classes = present_classes(batch)
+    regions = class_regions(batch, classes)
+    explanation = litcam.create_explainer("reciprocam", module, kernel="dirac")(batch["image"], classes)
+    heatmaps = explanation.upsample((64, 64))
+    discrimination, localization, perturbation = ClassDiscrimination(), Localization(), Perturbation()
+    discrimination.update(heatmaps, class_regions(batch, classes, "masks"))
+    localization.update(heatmaps.flatten(0, 1), regions.flatten(0, 1))
+    for position in range(2):
+        perturbation.update(module, batch["image"], heatmaps[:, position], classes[:, position])
+    expected = {**discrimination.compute(), **localization.compute(), **perturbation.compute()}
+    for metric in ("class_energy", "class_pointing", "iou", "energy_inside", "abpc"):
+        assert results["reciprocam:kernel=dirac"][metric]["value"] == pytest.approx(float(expected[metric]), abs=1e-6)
+    assert results["rollout"]["class_energy"]["value"] == pytest.approx(0.5)
+    assert results["rollout"]["class_energy"]["num_images"] == 11
+    assert results["uniform"]["degenerate"]["value"] == 22
+    assert "class_energy" not in results["uniform"]
 
 
 def test_perturbation_takes_a_fixed_subset() -> None:

@@ -21,7 +21,7 @@ from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.errors import InputError, LitcamError
 from litcam.evaluation import DEFAULT_METHODS, evaluate_checkpoint
-from litcam.explainers import list_explainers
+from litcam.explainers import list_explainers, parse_options
 
 
 class LitcamCLI(LightningCLI):
@@ -119,11 +119,20 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     """
     parser = ArgumentParser(description="Score the explanations of a checkpoint of train.py on its own data.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a run; model and data come from it")
-    parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), help=", ".join(list_explainers()))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(DEFAULT_METHODS),
+        help="explainers, with options if wanted (reciprocam:kernel=dirac): "
+        f"{', '.join(list_explainers())}, captum:IntegratedGradients, …",
+    )
     parser.add_argument("--split", choices=["val", "test"], default="val", help="of the checkpoint's data")
     parser.add_argument("--output", type=str, help="folder of the results (default: beside the checkpoints)")
     parser.add_argument("--perturbation_images", type=int, default=256, help="images of the perturbation curves")
     parser.add_argument("--num_workers", type=int, help="loading processes, if other than in the training")
-    options = parser.parse_args(args)
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="KEY=VALUE", help="what is to differ in the data: classes=2"
+    )
+    options = vars(parser.parse_args(args))
     with _plain_errors():
-        evaluate_checkpoint(**vars(options))
+        evaluate_checkpoint(**{**options, "data": parse_options(options["data"])})

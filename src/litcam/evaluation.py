@@ -1,10 +1,11 @@
 """Methods × metrics over a dataset: what evaluate.py prints and writes, from one pass over the images."""
 
 import csv
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,26 @@ from torch import Tensor, nn
 from litcam.attention import AttentionTrace, record
 from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
-from litcam.data import ImageDataModule, box_regions, mask_regions
-from litcam.data.batch import Batch, read_batch
+from litcam.data import (
+    Batch,
+    ImageDataModule,
+    box_regions,
+    class_regions,
+    mask_regions,
+    present_classes,
+    read_batch,
+)
 from litcam.data.module import Split
 from litcam.errors import CheckpointError, InputError
-from litcam.explainers import Explainer, create_explainer
+from litcam.explainers import Explainer, create_explainer, parse_explainer
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.functional import LOCALIZATION_SCORES, localization, perturbation_curves
+from litcam.metrics.functional import (
+    LOCALIZATION_SCORES,
+    class_discrimination,
+    localization,
+    own_regions,
+    perturbation_curves,
+)
 from litcam.vit import find_vit
 
 SCHEMA_VERSION = 1
@@ -33,6 +47,8 @@ PROTOCOLS = {
     "localization": "agcam: boxes of the map > 0.5 against the filled true boxes, exact ratios, all images, true class",
     "mask_localization": "the map > 0.5 itself against the pixel masks, all images, true class",
     "perturbation": "agcam: pixels set to 0 in normalised space by tenths, mean of 11 points, true class",
+    "class_discrimination": "share of each class's map, and of its maximum, on its own pixels among those of all "
+    "classes of the image; a class-blind map has 1/K for K classes",
 }
 
 Scores = dict[str, list[Tensor]]
@@ -46,12 +62,15 @@ def evaluate(
     perturbation_images: int | None = 256,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score explanation methods on every image of a split; one forward per image serves all methods.
+    """Score explanation methods on every image of a split; one forward per image serves all methods that can share it.
+
+    Where images have several classes each, every class of an image is explained and scored, and class discrimination
+    with them; a prediction counts as right if it is one of the classes.
 
     Args:
         module: a Vision Transformer, or a module that holds one, on the device to compute on.
         datamodule: gives the images; it is prepared for the module's data config.
-        methods: names of explainers.
+        methods: explainers, each a name with options if wanted: ``"reciprocam:kernel=dirac"``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         perturbation_images: images of the perturbation curves, a fixed random subset (18 forwards per image and
             method); None takes all, 0 none.
@@ -67,7 +86,8 @@ def evaluate(
         UnsupportedModelError: if the module cannot be explained.
     """
     vit = find_vit(module)
-    explainers = {name: create_explainer(name, module) for name in methods}
+    parsed = {text: parse_explainer(text) for text in methods}
+    explainers = {text: create_explainer(name, module, **options) for text, (name, options) in parsed.items()}
     datamodule.use_data_config(getattr(module, "data_config", datamodule.data_config))
     loader = datamodule.evaluation_dataloader(split)
     total = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
@@ -78,10 +98,10 @@ def evaluate(
     correct, seen = 0, 0
     device = next(module.parameters()).device
     for raw_batch in track(loader, description=f"{split}: {', '.join(explainers)}", console=Console(stderr=True)):
-        batch = read_batch(datamodule.normalize(move_data_to_device(raw_batch, device)))
+        batch = read_batch(datamodule.normalize(move_data_to_device(raw_batch, device)), multi_label=True)
         vit.check_images(batch["image"])
         trace = record(vit, batch["image"], {explainer: explainer.read for explainer in explainers.values()})
-        correct += int((trace.logits.argmax(1) == batch["label"]).sum())
+        correct += int((trace.logits.argmax(1, keepdim=True) == present_classes(batch)).any(1).sum())
         subset = perturbed[seen : seen + len(batch["label"])]
         seen += len(batch["label"])
         for name, explainer in explainers.items():
@@ -104,26 +124,28 @@ def evaluate_checkpoint(
     output: str | Path | None = None,
     perturbation_images: int | None = 256,
     num_workers: int | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint of train.py on its own data; print the table, write ``results.json`` and ``results.csv``.
 
     Args:
         ckpt_path: model and data are built from this file alone.
-        methods: names of explainers.
+        methods: explainers, each a name with options if wanted.
         split: of the checkpoint's data.
         output: folder of the results; by default ``evaluation/<checkpoint>-<split>`` in the run folder.
         perturbation_images: see :func:`evaluate`.
         num_workers: loading processes, if other than in the training.
+        data: arguments of the data module that are to differ from the training's.
 
     Raises:
         CheckpointError: if the file cannot be used.
         InputError: for an unknown method or an output folder that cannot be written.
     """
     path = Path(ckpt_path)
-    module, datamodule = load_run(path)
-    if num_workers is not None:
-        datamodule.num_workers = num_workers
-    folder = Path(output) if output else path.resolve().parent.parent / "evaluation" / f"{path.stem}-{split}"
+    overrides = {**(data or {}), **({} if num_workers is None else {"num_workers": num_workers})}
+    module, datamodule = load_run(path, overrides)
+    name = "-".join([path.stem, split, *(f"{key}={value}" for key, value in (data or {}).items())])
+    folder = Path(output) if output else path.resolve().parent.parent / "evaluation" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,7 +153,8 @@ def evaluate_checkpoint(
             f"The folder {folder} cannot be written ({error.strerror}); name another: --output."
         ) from error
     module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    results = {"checkpoint": str(path), **evaluate(module, datamodule, methods, split, perturbation_images)}
+    scores = evaluate(module, datamodule, methods, split, perturbation_images)
+    results = {"checkpoint": str(path), "data": dict(data or {}), **scores}
     write_results(results, folder)
     console = Console()
     console.print(results_table(results))
@@ -139,11 +162,16 @@ def evaluate_checkpoint(
     return results
 
 
-def load_run(path: str | Path) -> tuple[ViTClassifier, ImageDataModule]:
+def load_run(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[ViTClassifier, ImageDataModule]:
     """Classifier and data module as a checkpoint describes them; pretrained weights are not loaded again.
+
+    Args:
+        path: of the checkpoint.
+        data: arguments of the data module that are to differ from the training's.
 
     Raises:
         CheckpointError: if the file is not a checkpoint of train.py.
+        InputError: for an argument that the data module does not have.
     """
     checkpoint = read_checkpoint(path)
     arguments = {key: value for key, value in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
@@ -152,10 +180,14 @@ def load_run(path: str | Path) -> tuple[ViTClassifier, ImageDataModule]:
     data_arguments.pop("_instantiator", None)
     if data_class is None:
         raise CheckpointError(f"{path} names no data module of litcam; only checkpoints of train.py can be evaluated.")
+    known = list(inspect.signature(data_class).parameters)
+    for key in data or {}:
+        if key not in known:
+            raise InputError(f"{data_class.__name__} has no argument {key!r}; it has {', '.join(known)}.")
     try:
         module = ViTClassifier(**{**arguments, "pretrained": False})
         module.load_state_dict(checkpoint["state_dict"])
-        datamodule = data_class(**data_arguments)
+        datamodule = data_class(**{**data_arguments, **(data or {})})
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} was written by another version of litcam, or by another program.") from error
     datamodule.use_data_config(module.data_config)
@@ -181,7 +213,10 @@ def results_table(results: Mapping[str, Any]) -> Table:
     title = f"{results['split']}: {results['num_images']} images, accuracy {results['accuracy']:.3f}"
     table = Table(title=title, title_justify="left", caption="mean ± half the 95 % interval", caption_justify="left")
     table.add_column("")
-    shown = ("iou", "mask_iou", "pointing_game", "energy_inside", "lerf", "morf", "abpc", "degenerate")
+    shown = (
+        *("iou", "mask_iou", "pointing_game", "energy_inside", "lerf", "morf", "abpc"),
+        *("class_energy", "class_pointing", "degenerate"),
+    )
     for name in methods:
         table.add_column(name, justify="right")
     for metric in shown:
@@ -191,28 +226,41 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def _score_batch(explainer: Explainer, trace: AttentionTrace, batch: Batch, subset: Tensor) -> dict[str, Tensor]:
-    """Every metric of one method on one batch: float64 per image; what does not apply to an image is left out."""
-    explanation = explainer.explain(trace, batch["label"])
-    heatmaps = explanation.upsample((trace.images.shape[-2], trace.images.shape[-1]))
-    degenerate = is_degenerate(heatmaps)
+    """Every metric of one method on one batch: float64 per image and class; what does not apply to one is left out."""
+    classes = present_classes(batch)  # [B, K]
+    per_image = classes.shape[1]
+    heatmaps = explainer.explain(trace, classes).upsample((trace.images.shape[-2], trace.images.shape[-1]))
+    maps = heatmaps.flatten(0, 1)  # [B·K, H, W]
+    degenerate = is_degenerate(maps)
     scores = {"degenerate": degenerate.double()}
-    for key, regions_of, prediction, prefix in (
-        ("boxes", box_regions, "boxes", ""),
-        ("mask", mask_regions, "mask", "mask_"),
-    ):
-        if key in batch:
-            regions = regions_of(batch)
-            kept = ~degenerate & regions.flatten(1).any(1)
+    kinds: tuple[tuple[Literal["boxes", "masks"], str, str], ...] = (("boxes", "boxes", ""), ("masks", "mask", "mask_"))
+    for kind, prediction, prefix in kinds:
+        regions = _regions(batch, classes, kind)
+        if regions is not None:
+            region = regions.flatten(0, 1)
+            kept = ~degenerate & region.flatten(1).any(1)
             if kept.any():
-                localized = localization(heatmaps[kept], regions[kept], prediction=prediction)
+                localized = localization(maps[kept], region[kept], prediction=prediction)
                 scores.update({prefix + name: localized[name] for name in LOCALIZATION_SCORES})
-    kept = ~degenerate & subset.to(degenerate.device)
+            if per_image > 1 and kind == "masks":
+                kept = ~degenerate.view(classes.shape).any(1) & own_regions(regions).flatten(2).any(2).all(1)
+                if kept.any():
+                    scores |= class_discrimination(heatmaps[kept], regions[kept])
+    kept = ~degenerate & subset.to(degenerate.device).repeat_interleave(per_image)
     if kept.any():
-        lerf, morf = perturbation_curves(
-            trace.module, trace.images[kept], heatmaps[kept], batch["label"][kept], trace.logits[kept]
-        )
+        images, logits = (x.repeat_interleave(per_image, 0)[kept] for x in (trace.images, trace.logits))
+        lerf, morf = perturbation_curves(trace.module, images, maps[kept], classes.flatten()[kept], logits)
         scores |= {"lerf": lerf.mean(1), "morf": morf.mean(1), "abpc": lerf.mean(1) - morf.mean(1)}
     return scores
+
+
+def _regions(batch: Batch, classes: Tensor, kind: Literal["boxes", "masks"]) -> Tensor | None:
+    """The true region of each class [B, K] of each image: bool [B, K, H, W]; None without annotation."""
+    if {"boxes": "boxes", "masks": "mask"}[kind] not in batch:
+        return None
+    if classes.shape[1] > 1:
+        return class_regions(batch, classes, kind)
+    return (box_regions if kind == "boxes" else mask_regions)(batch)[:, None]
 
 
 def _summarize(scores: Scores, seed: int) -> dict[str, dict[str, float | int]]:

@@ -8,6 +8,7 @@ import litcam
 import oracles
 from conftest import make_images
 from litcam.errors import InputError
+from litcam.explainers import parse_explainer
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": "sigmoid"}, {"layer": -1}, {"layer": 0, "normalize": "sigmoid"}])
@@ -41,6 +42,28 @@ def test_the_center_map_is_highest_in_the_middle_and_symmetric(net: nn.Module) -
     torch.testing.assert_close(heatmap, heatmap.flip(0).flip(1))
     assert heatmap.max() == heatmap[rows // 2, columns // 2]
     assert heatmap.min() == heatmap[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("rollout", "rollout", {}),
+        ("agcam:gradient=full:head_fusion=max", "agcam", {"gradient": "full", "head_fusion": "max"}),
+        ("reciprocam:keep_class_token=false", "reciprocam", {"keep_class_token": False}),
+        ("raw_attention:layer=-1", "raw_attention", {"layer": -1}),
+        ("captum:Occlusion:strides=[1, 2, 2]", "captum:Occlusion", {"strides": [1, 2, 2]}),
+    ],
+)
+def test_a_word_of_the_command_line_names_a_method_and_its_options(
+    text: str, name: str, options: dict[str, object]
+) -> None:
+    assert parse_explainer(text) == (name, options)
+
+
+@pytest.mark.parametrize("text", ["agcam:gradient", "agcam:radient=full", "agcamm", "captum", "captum:Occlusion:x=1"])
+def test_a_word_that_names_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_explainer(text)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,20 @@ def test_it_works_in_every_autograd_mode(name: str, its_net: nn.Module, grad: ty
         torch.testing.assert_close(explainer(images.clone(), targets.clone()).heatmaps, expected)
 
 
+def test_bfloat16_autocast_correlates_with_full_precision(name: str, its_net: nn.Module) -> None:
+    # attention_gradcam is zero where its weighted attention is negative: these classes have maps.
+    images, targets = make_images(its_net), torch.tensor([4, 4, 4] if name == "attention_gradcam" else [0, 1, 2])
+    explainer = create(name, its_net)
+    exact = explainer(images, targets).heatmaps.flatten(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = explainer(images, targets).heatmaps.flatten(1)
+    if name == "uniform":  # constant: nothing to correlate
+        assert torch.equal(exact, coarse)
+        return
+    for one, other in zip(exact, coarse, strict=True):
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.99
+
+
 def test_a_compiled_model_gives_the_same_maps(name: str, its_net: nn.Module) -> None:
     images, targets = make_images(its_net), torch.tensor([0, 1, 2])
     expected = create(name, copy.deepcopy(its_net))(images, targets).heatmaps

@@ -40,7 +40,7 @@ class ExplanationMonitor(L.Callback, ABC):
         if num_images is not None:
             check_at_least("num_images", num_images)
         self.explainer = explainer
-        self.request = Request(explainer, tuple(sorted((explainer_options or {}).items())), target)
+        self.request = Request(explainer, explainer_options or {}, target)
         self.num_images = num_images
         self.seed = seed
 

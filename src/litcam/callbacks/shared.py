@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
 from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, record
@@ -30,7 +30,7 @@ class Request:
     """What a callback wants explained, and how. Callbacks with equal requests share their explanations."""
 
     explainer: str
-    options: tuple[tuple[str, Any], ...]
+    options: Mapping[str, Any] = field(hash=False)  # may hold lists
     target: Target
 
 
@@ -176,7 +176,7 @@ class SharedExplanations:
             )
         self._net_is_whole = None
         self._explainers = {
-            request: create_explainer(request.explainer, self._vit.root, **dict(request.options))
+            request: create_explainer(request.explainer, self._vit.root, **request.options)
             for request in dict.fromkeys(request for request, _ in self.subsets.values())
         }
         self._module = module
@@ -240,7 +240,7 @@ def _dataset_places(trainer: L.Trainer, places: Tensor) -> tuple[Tensor, Tensor,
 
     A DistributedSampler gives process r of W the images r, r + W, …, and repeats the first ones to fill up the shares.
     """
-    loader: Any = tree_leaves(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)[0]
+    loader: Any = CombinedLoader(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders).flattened[0]
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
     if isinstance(sampler, DistributedSampler):
         world, rank, total = sampler.num_replicas, sampler.rank, len(sampler.dataset)  # type: ignore[arg-type]

@@ -20,6 +20,15 @@ from litcam.explainers.base import (
     create_explainer,
     list_explainers,
     parse_explainer,
+    parse_options,
 )
 
-__all__ = ["Explainer", "Explanation", "check_explainer", "create_explainer", "list_explainers", "parse_explainer"]
+__all__ = [
+    "Explainer",
+    "Explanation",
+    "check_explainer",
+    "create_explainer",
+    "list_explainers",
+    "parse_explainer",
+    "parse_options",
+]

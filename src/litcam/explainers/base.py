@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -173,14 +173,24 @@ def parse_explainer(text: str) -> tuple[str, dict[str, Any]]:
     name, *parts = text.split(":")
     if name == "captum" and parts:
         name = f"{name}:{parts.pop(0)}"
-    options: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"{text!r} has the option {part!r} without a value; write {part}=value.")
-        options[key] = yaml.safe_load(value)
+    options = parse_options(parts)
     check_explainer(name, options)
     return name, options
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """Options from words such as ``kernel=dirac``; values are read as YAML.
+
+    Raises:
+        InputError: for a word without a value.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"The option {word!r} has no value; write {word}=value.")
+        options[key] = yaml.safe_load(value)
+    return options
 
 
 def check_layer(name: str, layer: int | None, layers: int) -> None:

@@ -64,16 +64,17 @@ class ReciproCAM(Explainer):
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
         one_attention = trace.num_calls == len(self.vit.blocks)
-        logits = self._in_closed_form(trace) if self.vit.pools_class_token and one_attention else None
-        if logits is None:
-            logits = self._directly(trace)
+        with torch.autocast(trace.images.device.type, enabled=False):  # masks differ by less than bfloat16 resolves
+            logits = self._in_closed_form(trace) if self.vit.pools_class_token and one_attention else None
+            if logits is None:
+                logits = self._directly(trace)
         scores = logits.softmax(-1) if self.score == "softmax" else logits  # [B, patches, C]
         chosen = scores.gather(2, targets[:, None].expand(-1, scores.shape[1], -1))
         return chosen.transpose(1, 2).reshape(*targets.shape, *trace.grid)
 
     def _in_closed_form(self, trace: AttentionTrace) -> Tensor | None:
         """Logits [B, patches, C] of all masks; None if the same way does not give the recorded logits without one."""
-        tokens, rows, least = trace.last_input.tokens, self.vit.readout, min(self.kernel.values())
+        tokens, rows, least = self._tokens(trace), self.vit.readout, min(self.kernel.values())
         captures = self._capture(
             trace,
             [(tokens, 1.0, 1.0), (tokens, 1.0, self.keep), (tokens, 0.0, self.keep), (tokens[:1], least, self.keep)],
@@ -150,7 +151,7 @@ class ReciproCAM(Explainer):
 
     def _directly(self, trace: AttentionTrace) -> Tensor:
         """Logits [B, patches, C] of all masks, the last block run once per mask."""
-        tokens, batch = trace.last_input.tokens, len(trace.images)
+        tokens, batch = self._tokens(trace), len(trace.images)
         skim = self._works(trace)
         patches = tokens.shape[1] - self.vit.num_prefix_tokens
         logits = []
@@ -163,6 +164,10 @@ class ReciproCAM(Explainer):
             logits.append(masked.unflatten(0, (batch, len(some))))
         return torch.cat(logits, 1)
 
+    def _tokens(self, trace: AttentionTrace) -> Tensor:
+        """What entered the last block, [B, N, D], in the precision of the net."""
+        return trace.last_input.tokens.to(self.vit.dtype)
+
     def _resume(
         self, trace: AttentionTrace, tokens: Tensor, mask: Tensor, handle: Handler | None = None, skim: bool = True
     ) -> Tensor | None:
@@ -174,7 +179,7 @@ class ReciproCAM(Explainer):
     def _works(self, trace: AttentionTrace) -> bool:
         """Whether the last block can be reached by skimming the others; raises if it cannot be reached at all."""
         for skim in (True, False):
-            logits = trace.resume(trace.last_input.tokens, skim=skim)
+            logits = trace.resume(self._tokens(trace), skim=skim)
             if logits is not None and agree(logits, trace.logits):
                 return skim
         raise cannot_resume(trace)
