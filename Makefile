@@ -36,7 +36,7 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## print the measured speed ratios (several minutes)
+bench: $(READY)  ## print the measured speed ratios (about half an hour)
 	$(BIN)/python benchmarks/monitoring_overhead.py
 	$(BIN)/python benchmarks/explainers.py
 

@@ -1,7 +1,7 @@
 """What it costs to watch explanations in every validation epoch.
 
 python benchmarks/monitoring_overhead.py                                   # vit_base_patch16_224, several minutes
-python benchmarks/monitoring_overhead.py --rounds 10 --batches 8
+python benchmarks/monitoring_overhead.py --rounds 10 --batches 8 --batch_size 16
 python benchmarks/monitoring_overhead.py --model vit_tiny_patch16_224 --img_size 64 --depth 4   # to try it out
 
 Compared are three validation epochs of the same ViTClassifier over the same images in memory:
@@ -250,8 +250,8 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Time of a validation epoch, plain and watched.")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind")
-    parser.add_argument("--batches", type=int, default=4, help="of an epoch")
-    parser.add_argument("--batch_size", type=int, default=16, help="images at a time")
+    parser.add_argument("--batches", type=int, default=2, help="of an epoch")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     add_options(parser)
     parser.add_argument(
         "--weight_gradients",

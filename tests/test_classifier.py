@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import timm
 import torch
+from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 from conftest import SMALL
@@ -166,6 +167,7 @@ def test_hyperparameters_are_primitive() -> None:
     ("arguments", "message"),
     [
         ({"num_classes": 1}, "num_classes is 1"),
+        ({"multi_label": True, "mixup": 0.2}, "mixup and cutmix mix one label per image"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"layer_decay": 1.5}, "layer_decay is 1.5"),
         ({"label_smoothing": math.nan}, "label_smoothing is nan"),
@@ -192,3 +194,36 @@ def test_weights_that_cannot_be_downloaded_are_told_how_else() -> None:
 
 def test_the_warmup_cosine_is_finite_for_a_single_step() -> None:
     assert math.isfinite(_WarmupCosine(1, 0.0, 0.1)(0))
+
+
+def test_a_multi_label_run_learns_by_binary_cross_entropy_and_logs_average_precision() -> None:
+    classifier = make_classifier(multi_label=True, lr=1e-3, label_smoothing=0.2)
+    data = DigitScenesDataModule(num_train=16, num_val=8, classes=2, batch_size=4, num_workers=0)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1,
+    )  # fmt: skip
+    trainer.fit(classifier, data)
+    classifier.eval()
+    data.batch_size = 8
+    batch = data.normalize(next(iter(data.val_dataloader())))
+    logits, labels = classifier(batch["image"]).detach(), batch["label"]
+    loss = -torch.where(labels, logits.sigmoid().log(), (-logits).sigmoid().log()).mean()
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss), abs=1e-5)
+    precisions = [average_precision_score(labels[:, c], logits[:, c]) for c in range(10) if labels[:, c].any()]
+    assert float(trainer.callback_metrics["val/map"]) == pytest.approx(sum(precisions) / len(precisions), abs=1e-5)
+    smoothed = classifier._loss(logits, labels, 0.2)
+    soft = labels * 0.8 + 0.1
+    by_hand = -(soft * logits.sigmoid().log() + (1 - soft) * (-logits).sigmoid().log()).mean()
+    torch.testing.assert_close(smoothed, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("multi_label", "classes", "message"),
+    [(True, 1, "multi_label is true, but the labels are class indices"), (False, 2, "label has to be class indices")],
+)
+def test_labels_of_the_other_kind_are_refused(multi_label: bool, classes: int, message: str) -> None:
+    classifier = make_classifier(multi_label=multi_label)
+    data = DigitScenesDataModule(num_val=4, classes=classes, batch_size=4, num_workers=0)
+    with pytest.raises(InputError, match=message):
+        classifier.validation_step(data.normalize(next(iter(data.val_dataloader()))), 0)

@@ -14,7 +14,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 import litcam.models  # noqa: F401  # registers the packaged model with timm
 from litcam.data.batch import Batch, read_batch
@@ -22,7 +22,10 @@ from litcam.errors import InputError, UnsupportedModelError
 
 
 class ViTClassifier(L.LightningModule):
-    """Fine-tunes any timm Vision Transformer for single-label classification.
+    """Fine-tunes any timm Vision Transformer for classification, single-label or multi-label.
+
+    Logs the loss and top-1 accuracy (and top-5 from 10 classes) of every stage; multi-label instead ``val/map``, the
+    mean over the classes of the average precision.
 
     Args:
         model: name of a timm model, such as ``vit_base_patch16_224`` or the packaged ``vit_mini_patch8_64``.
@@ -41,9 +44,12 @@ class ViTClassifier(L.LightningModule):
         label_smoothing: mass spread evenly over all classes.
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off.
+        multi_label: images may have several classes: labels are multi-hot [B, C], the loss is the binary cross-entropy
+            of every class's sigmoid.
 
     Raises:
-        InputError: for an unknown model name, a missing weight file or a value out of its range.
+        InputError: for an unknown model name, a missing weight file, a value out of its range, or mixup of several
+            labels.
         UnsupportedModelError: if the timm model is not a Vision Transformer with patch tokens.
     """
 
@@ -63,6 +69,7 @@ class ViTClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -73,15 +80,9 @@ class ViTClassifier(L.LightningModule):
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
         )
-        accuracy: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
-        if num_classes >= 10:
-            accuracy["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage}_metrics": MetricCollection(accuracy).clone(prefix=f"{stage}/")
-                for stage in ("train", "val", "test")
-            }
-        )
+        metrics = _make_metrics(num_classes, multi_label)
+        stages = ("val", "test") if multi_label else ("train", "val", "test")  # average precision keeps every logit
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -96,14 +97,14 @@ class ViTClassifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = _images_and_labels(batch)
+        images, labels = self._images_and_labels(batch)
         if self.mixup is not None and len(images) % 2 == 0:  # timm pairs the images of a batch
             images, soft_labels = self.mixup(images.clone(), labels)
             logits = self(images)
             loss = F.cross_entropy(logits, soft_labels)
         else:
             logits = self(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+            loss = self._loss(logits, labels, self.hparams["label_smoothing"])
         self._log_step("train", loss, logits, labels)
         return loss
 
@@ -114,9 +115,22 @@ class ViTClassifier(L.LightningModule):
         self._evaluation_step("test", batch)
 
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
-        images, labels = _images_and_labels(batch)
+        images, labels = self._images_and_labels(batch)
         logits = self(images)
-        self._log_step(stage, F.cross_entropy(logits, labels), logits, labels)
+        self._log_step(stage, self._loss(logits, labels), logits, labels)
+
+    def _images_and_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] and class indices [B], or multi-hot labels [B, C]."""
+        multi_label: bool = self.hparams["multi_label"]
+        known = read_batch(batch, multi_label)
+        if multi_label and known["label"].ndim == 1:
+            raise InputError("multi_label is true, but the labels are class indices; take a multi-label dataset.")
+        return known["image"], known["label"]
+
+    def _loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        if labels.ndim == 1:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2)
 
     def _log_step(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Log the loss and the accuracies of a stage, averaged over the epoch and over all processes."""
@@ -129,10 +143,12 @@ class ViTClassifier(L.LightningModule):
             batch_size=len(labels),
             sync_dist=not training,
         )
+        if f"{stage}_metrics" not in self.metrics:
+            return
         metrics = self.metrics[f"{stage}_metrics"]
-        metrics.update(logits.detach(), labels)  # type: ignore[operator]
+        metrics.update(logits.detach(), labels.int() if labels.ndim == 2 else labels)  # type: ignore[operator]
         for name, metric in metrics.items(keep_base=False):  # type: ignore[operator]
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/accuracy")
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name in ("val/accuracy", "val/map"))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with layer decay, linear warm-up and cosine decay, per optimizer step."""
@@ -157,10 +173,13 @@ class ViTClassifier(L.LightningModule):
             head.requires_grad_(True)
 
 
-def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] and class indices [B] of a batch; InputError for labels of another kind."""
-    known = read_batch(batch)
-    return known["image"], known["label"]
+def _make_metrics(num_classes: int, multi_label: bool) -> MetricCollection:
+    if multi_label:
+        return MetricCollection({"map": MultilabelAveragePrecision(num_classes)})
+    accuracy: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    if num_classes >= 10:
+        accuracy["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(accuracy)
 
 
 class _WarmupCosine:
@@ -222,3 +241,5 @@ def _check_ranges(hparams: Any) -> None:
     for name, (low, high) in ranges.items():
         if not low <= hparams[name] <= high:
             raise InputError(f"{name} is {hparams[name]}; it has to lie between {low} and {high}.")
+    if hparams["multi_label"] and (hparams["mixup"] or hparams["cutmix"]):
+        raise InputError("mixup and cutmix mix one label per image; with multi_label they have to be 0.")

@@ -34,7 +34,7 @@ MONITORS = (HeatmapLogger, LocalizationMonitor, PerturbationMonitor)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"explainer": "gradcam"}, "no explainer 'gradcam'; choose one of agcam, "),
+        ({"explainer": "gradcamm"}, "no explainer 'gradcamm'; choose one of agcam, "),
         ({"explainer_options": {"fusion": "sum"}}, "agcam has no option 'fusion'; it has gradient, head_fusion"),
         ({"explainer": "rollout", "explainer_options": {"sigma": 1}}, "rollout has no option 'sigma'"),
         ({"target": "best"}, "target is 'best'; choose true or predicted"),

@@ -1,6 +1,7 @@
 """HeatmapLogger: the same images every epoch, and what the model looked at."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Literal
 
 import cv2
@@ -29,7 +30,8 @@ TRUE_BOX, FOUND_BOX = (60, 220, 60), (255, 140, 0)
 class HeatmapLogger(ExplanationMonitor):
     """Logs a fixed panel of validation images: the image, the heatmap over it, and found beside true boxes.
 
-    Each image is captioned with true and predicted class and the predicted one's probability, in red when it is wrong.
+    Each image is captioned with true and predicted class and the predicted one's probability, in red when it is wrong;
+    in multi-label data each of its classes has an entry, captioned with its probability, in red below one half.
     The panel goes to TensorBoard as ``val/<explainer>/heatmaps``, one image whose slider runs over the epochs, and to
     the run folder as ``heatmaps/<explainer>/epoch_000.png``. Found boxes (orange) surround where the map exceeds the
     threshold; true ones are green and drawn where the batches have ``boxes``.
@@ -68,7 +70,7 @@ class HeatmapLogger(ExplanationMonitor):
         self.colormap = colormap
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.entries: dict[int, Pixels] = {}
+        self.entries: dict[tuple[int, int], Pixels] = {}  # by image and class
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.class_names: Sequence[str] | None = getattr(datamodule, "class_names", None)
         self.data_config: dict[str, Any] | None = getattr(datamodule, "data_config", None)
@@ -78,20 +80,17 @@ class HeatmapLogger(ExplanationMonitor):
         images = to_pixels(explained.trace.images, config["mean"], config["std"])
         large = explained.explanation.upsample((_TILE, _TILE)).cpu().numpy()
         masks = (explained.heatmaps > self.threshold).cpu().numpy()
-        probabilities = explained.explanation.logits.float().softmax(1)
+        right = explained.correct.tolist()
         for position, index in enumerate(explained.indices.tolist()):
-            probability, predicted = (value.item() for value in probabilities[position].max(0))
-            label = int(explained.labels[position])
-            true_boxes = (
-                boxes_of(explained.batch, int(explained.rows[position])).tolist() if "boxes" in explained.batch else []
-            )
-            self.entries[index] = draw_entry(
+            label, row = int(explained.labels[position]), int(explained.rows[position])
+            of_class = label if explained.multi_label else None
+            self.entries[index, label] = draw_entry(
                 images[position],
                 large[position],
                 component_boxes(masks[position]).tolist(),
-                true_boxes,
-                f"{self._name(label)}, predicted {self._name(int(predicted))} {probability:.0%}",
-                right=predicted == label,
+                boxes_of(explained.batch, row, of_class).tolist() if "boxes" in explained.batch else [],
+                self._caption(explained, position, label),
+                right=right[position],
                 colormap=self.colormap,
             )
 
@@ -99,11 +98,18 @@ class HeatmapLogger(ExplanationMonitor):
         entries, folder = _gather(self.entries), run_folder(trainer)  # both are collectives
         if not trainer.is_global_zero or not entries:
             return
-        panel = draw_panel([entries[index] for index in sorted(entries)], self.columns)
+        panel = draw_panel([entry for _, entry in sorted(entries.items(), key=itemgetter(0))], self.columns)
         log_image(trainer, f"{stage}/{self.tag}heatmaps", panel)
         if folder is not None:
             name = f"epoch_{trainer.current_epoch:03d}.png" if stage == "val" else "test.png"
             save_png(folder / "heatmaps" / self.explainer / name, panel)
+
+    def _caption(self, explained: Explained, position: int, label: int) -> str:
+        logits = explained.explanation.logits[position].float()
+        if explained.multi_label:
+            return f"{self._name(label)} {float(logits[label].sigmoid()):.0%}"
+        probability, predicted = (value.item() for value in logits.softmax(0).max(0))
+        return f"{self._name(label)}, predicted {self._name(int(predicted))} {probability:.0%}"
 
     def _name(self, label: int) -> str:
         return self.class_names[label] if self.class_names and label < len(self.class_names) else str(label)
@@ -169,10 +175,10 @@ def draw_panel(entries: Sequence[Pixels], columns: int) -> Pixels:
     return panel
 
 
-def _gather(entries: dict[int, Pixels]) -> dict[int, Pixels]:
+def _gather(entries: dict[tuple[int, int], Pixels]) -> dict[tuple[int, int], Pixels]:
     """The entries of all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return entries
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, entries)
-    return {index: entry for part in gathered for index, entry in part.items()}
+    return {key: entry for part in gathered for key, entry in part.items()}

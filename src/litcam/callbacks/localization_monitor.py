@@ -4,11 +4,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_scalars, metric_device
 from litcam.callbacks.shared import Explained, Target
-from litcam.data.batch import box_regions, mask_regions
+from litcam.data.batch import box_regions, mask_regions, regions_of
 from litcam.errors import InputError, check_choice
 from litcam.explainers import check_explainer
 from litcam.metrics import Localization
@@ -51,7 +52,7 @@ class LocalizationMonitor(ExplanationMonitor):
         super().__init__(explainer, explainer_options, target, num_images, seed)
         check_choice("regions", regions, ("boxes", "masks"))
         check_choice("wrong_predictions", wrong_predictions, ("keep", "skip"))
-        self.regions = regions
+        self.regions: Literal["boxes", "masks"] = regions
         self.wrong_predictions = wrong_predictions
         self.metric = Localization(threshold, "boxes" if regions == "boxes" else "mask", paper)
         self.prefix = "" if regions == "boxes" else "mask_"
@@ -77,8 +78,13 @@ class LocalizationMonitor(ExplanationMonitor):
         self.num_wrong += (~explained.correct).sum()
         if self.wrong_predictions == "skip":
             explained = explained.choose(explained.correct)
-        regions = (box_regions if self.regions == "boxes" else mask_regions)(explained.batch)[explained.rows]
-        self.metric.update(explained.heatmaps.to(self.metric.device), regions.to(self.metric.device))
+        self.metric.update(explained.heatmaps.to(self.metric.device), self._regions(explained).to(self.metric.device))
+
+    def _regions(self, explained: Explained) -> Tensor:
+        """The true regions [n, H, W]: all instances of the image, or in multi-label data those of the class."""
+        if explained.multi_label:
+            return regions_of(explained.batch, explained.rows, explained.labels, self.regions)
+        return (box_regions if self.regions == "boxes" else mask_regions)(explained.batch)[explained.rows]
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         scores = self.metric.compute()

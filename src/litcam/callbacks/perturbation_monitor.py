@@ -10,6 +10,7 @@ from torch import Tensor
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_figure, log_scalars, metric_device
 from litcam.callbacks.shared import Explained, Target
+from litcam.errors import InputError
 from litcam.metrics import Perturbation
 
 
@@ -40,13 +41,18 @@ class PerturbationMonitor(ExplanationMonitor):
         seed: int = 0,
     ) -> None:
         super().__init__(explainer, explainer_options, target, num_images, seed)
-        self.metric = Perturbation(batch_size)
+        self.metric = Perturbation(batch_size=batch_size)
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.metric.to(metric_device(pl_module))
         self.metric.reset()
 
     def consume(self, explained: Explained) -> None:
+        if explained.multi_label:
+            raise InputError(
+                "PerturbationMonitor follows the softmax probability of one label, but the images have several; "
+                "leave this callback out."
+            )
         trace, explanation = explained.trace, explained.explanation
         self.metric.update(trace.module, trace.images, explained.heatmaps, explanation.targets, explanation.logits)
 

@@ -25,8 +25,8 @@ ROWS = {
 class RunSummary(L.Callback):
     """Writes every validation epoch's scalars to ``history.csv`` in the run folder, and a table at the end of a fit.
 
-    The table has accuracy, localization and perturbation of the first and the last epoch, with the last epoch's
-    controls beside them, then where the run lies and the next commands.
+    The table has accuracy (multi-label: mean average precision), localization and perturbation of the first and the
+    last epoch, with the last epoch's controls beside them, then where the run lies and the next commands.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,9 @@ def summary_table(history: list[dict[str, float]]) -> Table:
     table.add_column("")
     for heading in ("first epoch", "last epoch", *controls):
         table.add_column(heading, justify="right")
-    table.add_row("accuracy", *(_cell(epoch, "val/accuracy") for epoch in (first, last)), *("" for _ in controls))
+    for tag, title in (("val/accuracy", "accuracy"), ("val/map", "mean average precision")):
+        if tag in last:
+            table.add_row(title, *(_cell(epoch, tag) for epoch in (first, last)), *("" for _ in controls))
     for explainer in watched:
         for metric, title in ROWS.items():
             tag = f"val/{explainer}/{metric}"
@@ -91,9 +93,9 @@ def _cell(epoch: dict[str, float], name: str) -> str:
 
 
 def _best_checkpoints(trainer: L.Trainer) -> list[Path]:
-    """The best checkpoint of every ModelCheckpoint, the one by accuracy first."""
+    """The best checkpoint of every ModelCheckpoint, the one by accuracy (or average precision) first."""
     callbacks: list[Any] = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
-    callbacks.sort(key=lambda callback: callback.monitor != "val/accuracy")
+    callbacks.sort(key=lambda callback: callback.monitor not in ("val/accuracy", "val/map"))
     return [Path(callback.best_model_path) for callback in callbacks if callback.best_model_path]
 
 

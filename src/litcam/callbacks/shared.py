@@ -18,7 +18,7 @@ from torch.utils.data import DistributedSampler
 
 from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, record
 from litcam.data.batch import Batch, read_batch
-from litcam.errors import UnsupportedModelError
+from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.vit import evaluating, find_vit
 
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Explained:
-    """The explained images of one validation batch, n of its B images.
+    """The explained images of one validation batch, n of its B images; of several labels each counts by itself.
 
     Attributes:
         batch: the whole batch, on the device.
@@ -61,9 +61,17 @@ class Explained:
         return self.explanation.upsample((height, width))
 
     @property
+    def multi_label(self) -> bool:
+        """Whether images may have several classes."""
+        return self.batch["label"].ndim == 2
+
+    @property
     def correct(self) -> Tensor:
-        """Which predictions are right: bool [n]."""
-        return self.explanation.logits.argmax(1) == self.labels
+        """Which predictions are right, in multi-label data which classes are found: bool [n]."""
+        logits = self.explanation.logits
+        if self.multi_label:
+            return logits.gather(1, self.labels[:, None])[:, 0] > 0
+        return logits.argmax(1) == self.labels
 
     def choose(self, chosen: Tensor) -> "Explained":
         """Some of these images: ``chosen`` is bool [n]."""
@@ -190,7 +198,7 @@ class SharedExplanations:
         trace, forwards = (self._recorder.trace, self._recorder.forwards) if self._recorder is not None else (None, 0)
         self.stop()
         self._batch, self._results = batch, {}
-        images = read_batch(batch)["image"]
+        images = read_batch(batch, multi_label=True)["image"]
         if trace is None or not self._is_of(trace, forwards, images) or not self._classifies(trace):
             trace = record(self._vit, images, self._readers)
         self._trace = trace
@@ -217,11 +225,18 @@ class SharedExplanations:
             self._net_is_whole = isinstance(logits, Tensor) and agree(logits, trace.logits[:1])
         return self._net_is_whole
 
-    def _explain(self, request: Request, rows: Tensor) -> Explained:
+    def _explain(self, request: Request, rows: Tensor) -> Explained | None:
         assert self._trace is not None  # _end_batch came first
-        batch = read_batch(self._batch)
-        rows_there = rows.to(batch["label"].device)
-        labels, trace = batch["label"][rows_there], self._trace.select(rows)
+        batch = read_batch(self._batch, multi_label=True)
+        labels = batch["label"][rows.to(batch["label"].device)]
+        if labels.ndim == 2:  # each class of an image is explained by itself
+            if request.target == "predicted":
+                raise InputError("target is 'predicted', but the images have several labels each; choose true.")
+            places, labels = labels.nonzero(as_tuple=True)
+            rows = rows[places.cpu()]
+        if len(rows) == 0:
+            return None
+        rows_there, trace = rows.to(labels.device), self._trace.select(rows)
         targets = labels if request.target == "true" else None
         explanation = self._explainers[request].explain(trace, targets)
         return Explained(batch, rows_there, self._indices[rows], labels, explanation, trace)

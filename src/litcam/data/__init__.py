@@ -10,6 +10,7 @@ from litcam.data.batch import (
     mask_regions,
     present_classes,
     read_batch,
+    regions_of,
 )
 from litcam.data.digits import DigitScenes, DigitScenesDataModule, SceneStyle
 from litcam.data.module import ImageDataModule
@@ -28,4 +29,5 @@ __all__ = [
     "mask_regions",
     "present_classes",
     "read_batch",
+    "regions_of",
 ]

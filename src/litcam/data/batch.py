@@ -121,9 +121,12 @@ def present_classes(batch: Batch) -> Tensor:
     return labels.nonzero()[:, 1].view(len(labels), int(counts[0]))
 
 
-def boxes_of(batch: Batch, index: int) -> Tensor:
-    """The boxes [n, 4] of one image of a batch."""
-    return batch["boxes"][batch["boxes"][:, 0] == index, 1:]
+def boxes_of(batch: Batch, index: int, label: int | None = None) -> Tensor:
+    """The boxes [n, 4] of one image of a batch, or of one class in it."""
+    chosen = batch["boxes"][:, 0] == index
+    if label is not None:
+        chosen &= batch["instance_labels"] == label
+    return batch["boxes"][chosen, 1:]
 
 
 def box_regions(batch: Batch) -> Tensor:
@@ -152,16 +155,33 @@ def class_regions(batch: Batch, classes: Tensor, regions: Literal["boxes", "mask
     Raises:
         InputError: for other regions or shapes, and for a batch without instance_labels.
     """
-    check_choice("regions", regions, ("boxes", "masks"))
-    if "instance_labels" not in batch:
-        raise InputError("The batch has no 'instance_labels', the class of each box; class_regions needs them.")
     if classes.ndim != 2 or len(classes) != len(batch["image"]):
         raise InputError(f"classes have to be [B, K], one row for each image, not {list(classes.shape)}.")
+    images = torch.arange(len(classes), device=classes.device).repeat_interleave(classes.shape[1])
+    each = regions_of(batch, images, classes.flatten(), regions)
+    return each.view(*classes.shape, *each.shape[1:])
+
+
+def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Literal["boxes", "masks"] = "boxes") -> Tensor:
+    """The region of one class in one image, for M pairs of them: bool [M, H, W].
+
+    Args:
+        batch: as for :func:`class_regions`.
+        images: index in the batch, [M].
+        classes: class index, [M].
+        regions: see :func:`class_regions`.
+
+    Raises:
+        InputError: for other regions, and for a batch without instance_labels.
+    """
+    check_choice("regions", regions, ("boxes", "masks"))
+    if "instance_labels" not in batch:
+        raise InputError("The batch has no 'instance_labels', the class of each box; several classes need them.")
     image = batch["boxes"][:, 0].long()
     filled = _filled_boxes(batch) if regions == "boxes" else _instance_pixels(batch)
-    instance, place = (classes[image] == batch["instance_labels"][:, None]).nonzero(as_tuple=True)
-    groups = image[instance] * classes.shape[1] + place
-    return _unions(filled[instance], groups, classes.numel()).view(*classes.shape, *filled.shape[1:])
+    belongs = (image[:, None] == images) & (batch["instance_labels"][:, None] == classes)  # [n, M]
+    instance, pair = belongs.nonzero(as_tuple=True)
+    return _unions(filled[instance], pair, len(images))
 
 
 def _filled_boxes(batch: Batch) -> Tensor:

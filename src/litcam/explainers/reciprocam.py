@@ -1,7 +1,8 @@
 """ViT-ReciproCAM: the last block looks at one patch at a time."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,23 +75,23 @@ class ReciproCAM(Explainer):
 
     def _in_closed_form(self, trace: AttentionTrace) -> Tensor | None:
         """Logits [B, patches, C] of all masks; None if the same way does not give the recorded logits without one."""
-        tokens, rows, least = self._tokens(trace), self.vit.readout, min(self.kernel.values())
-        captures = self._capture(
-            trace,
-            [(tokens, 1.0, 1.0), (tokens, 1.0, self.keep), (tokens, 0.0, self.keep), (tokens[:1], least, self.keep)],
-        )
+        tokens, rows = self._tokens(trace), self.vit.readout
+        weights = sorted(set(self.kernel.values()))
+        # All patches at weight 1, at 0 (the same for every image) and, as a sample, at one between; then no mask.
+        wanted = [(tokens, 1.0, self.keep), (tokens[:1], 0.0, self.keep), (tokens[:1], weights[0], self.keep)]
+        captures = self._capture(trace, wanted if self.keep else [*wanted, (tokens, 1.0, 1.0)])
         if not captures:
             return None
-        unmasked, one, zero, sample = captures
+        one, empty, sample, unmasked = *captures[:3], captures[-1 if not self.keep else 0]
+        zero = one.with_patches_of(empty, self.vit.num_prefix_tokens)
         # Scores and values are affine in the weight unless a norm is in the way: the sample shows it.
-        weights = sorted(set(self.kernel.values()))
         between = {weight: zero.towards(one, weight) for weight in weights}
-        if not between[least].agrees(sample):
+        if not between[weights[0]].agrees(sample):
             between = dict(
                 zip(weights, self._capture(trace, [(tokens, weight, self.keep) for weight in weights]), strict=True)
             )
         outputs = self._exchange(zero, between, trace.grid)
-        answers = torch.cat([(unmasked.scores.softmax(-1) @ unmasked.values)[:, None], outputs], 1)
+        answers = torch.cat([(unmasked.scores.softmax(-1) @ unmasked.value)[:, None], outputs], 1)
         batch, count = answers.shape[:2]  # of [B, 1 + patches, H, R, d]
         keep = tokens.new_full((batch, count, 1, 1), self.keep)
         keep[:, 0] = 1
@@ -127,9 +128,14 @@ class ReciproCAM(Explainer):
         self._resume(trace, torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks), capture)
         if not calls:
             return []
+        (call,), rows = calls, self.vit.readout
+        bias = call.bias if call.bias is None or call.bias.shape[-2] == 1 else call.bias[..., rows, :]
+        if bias is not None and len(bias) != 1:  # one for each image, not one for all
+            return []
         sizes = [len(tokens) for tokens, _, _ in masked]
-        scores, values = calls[0].scores(self.vit.readout).split(sizes), calls[0].value.float().split(sizes)
-        return [_Capture(*pair) for pair in zip(scores, values, strict=True)]
+        queries, keys, values = (x.float().split(sizes) for x in (call.query[:, :, rows], call.key, call.value))
+        each = zip(queries, keys, values, strict=True)
+        return [_Capture.of(query * call.scale, key, value, bias) for query, key, value in each]
 
     def _exchange(self, zero: "_Capture", kernel: dict[float, "_Capture"], grid: tuple[int, int]) -> Tensor:
         """Attention outputs [B, patches, H, R, d] of the head's tokens under every mask.
@@ -140,13 +146,15 @@ class ReciproCAM(Explainer):
             grid: rows and columns of patches.
         """
         peak = torch.stack([capture.scores.amax(-1) for capture in (zero, *kernel.values())]).amax(0)
-        nothing = zero.terms(peak)
-        total = nothing.sum(-2)[..., None, None, :]  # [B, H, R, 1, 1, d + 1]
+        nothing = zero.terms(peak)  # [B, H, R, N, d + 1]
+        patches = slice(self.vit.num_prefix_tokens, None)
+        total = nothing.sum(-2)[..., None, None, :].repeat(1, 1, 1, *grid, 1)  # [B, H, R, gh, gw, d + 1]
         for weight, capture in kernel.items():
-            change = (capture.terms(peak) - nothing)[..., self.vit.num_prefix_tokens :, :].unflatten(-2, grid)
+            change = (capture.terms(peak) - nothing)[..., patches, :].unflatten(-2, grid)
             for offset in (offset for offset, other in self.kernel.items() if other == weight):
-                total = total + _shift(change, *offset)
-        outputs = total[..., :-1] / total[..., -1:]  # [B, H, R, gh, gw, d]
+                here, there = _overlap(grid, offset)
+                total[..., *here, :] += change[..., *there, :]
+        outputs = total[..., :-1] / total[..., -1:]
         return outputs.flatten(3, 4).movedim(3, 1)
 
     def _directly(self, trace: AttentionTrace) -> Tensor:
@@ -155,9 +163,12 @@ class ReciproCAM(Explainer):
         skim = self._works(trace)
         patches = tokens.shape[1] - self.vit.num_prefix_tokens
         logits = []
-        eye = torch.eye(patches, dtype=tokens.dtype, device=tokens.device).view(patches, *trace.grid, 1)
-        kernels = torch.stack([weight * _shift(eye, -dy, -dx) for (dy, dx), weight in self.kernel.items()]).sum(0)
-        masks = F.pad(kernels.flatten(1, 2), (0, 0, self.vit.num_prefix_tokens, 0), value=self.keep)  # [patches, N, 1]
+        around = tokens.new_zeros(*trace.grid, *trace.grid)  # a mask for each patch
+        down, across = torch.meshgrid(*(torch.arange(side, device=tokens.device) for side in trace.grid), indexing="ij")
+        for offset, weight in self.kernel.items():
+            here, there = _overlap(trace.grid, offset)
+            around[down[here], across[here], down[there], across[there]] = weight
+        masks = F.pad(around.view(patches, patches, 1), (0, 0, self.vit.num_prefix_tokens, 0), value=self.keep)
         for some in masks.split(max(1, self.batch_size // batch)):
             masked = self._resume(trace, tokens.repeat_interleave(len(some), 0), some.repeat(batch, 1, 1), skim=skim)
             assert masked is not None  # it worked without masks
@@ -185,34 +196,59 @@ class ReciproCAM(Explainer):
         raise cannot_resume(trace)
 
 
-class _Capture(NamedTuple):
-    """What the last block's attention gets under a mask."""
+@dataclass(frozen=True)
+class _Capture:
+    """What the last block's attention gets under a mask, R tokens that the head reads.
 
-    scores: Tensor  # [B, H, R, N], of the tokens that the head reads
-    values: Tensor  # [B, H, N, d]
+    Attributes:
+        query: [B, H, R, d], times the scale.
+        key: [B, H, N, d]
+        value: [B, H, N, d]
+        bias: added to the scores, or None.
+        scores: [B, H, R, N]
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    scores: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> "_Capture":
+        scores = query @ key.transpose(-2, -1)
+        return cls(query, key, value, bias, scores if bias is None else scores + bias.float())
+
+    def with_patches_of(self, other: "_Capture", prefix: int) -> "_Capture":
+        """The same with the keys and values that another capture, of one image, has at the patches."""
+        key, value = (
+            torch.cat([mine[:, :, :prefix], its[:, :, prefix:].expand(len(mine), -1, -1, -1)], 2)
+            for mine, its in ((self.key, other.key), (self.value, other.value))
+        )
+        return self.of(self.query, key, value, self.bias)
 
     def towards(self, other: "_Capture", share: float) -> "_Capture":
-        """The point between two captures."""
-        return _Capture(*(mine + share * (its - mine) for mine, its in zip(self, other, strict=True)))
+        """The point between two captures with the same queries; its keys are left out."""
+        scores, value = self.scores.lerp(other.scores, share), self.value.lerp(other.value, share)
+        return replace(self, scores=scores, value=value)
 
     def agrees(self, sample: "_Capture") -> bool:
         """Whether the first image's capture is this one, within rounding."""
-        return all(
-            bool((mine[:1] - its).abs().max() <= 1e-4 * its.abs().max()) for mine, its in zip(self, sample, strict=True)
-        )
+        pairs = ((self.scores, sample.scores), (self.value, sample.value))
+        return all(bool((mine[:1] - its).abs().max() <= 1e-4 * its.abs().max()) for mine, its in pairs)
 
     def terms(self, peak: Tensor) -> Tensor:
         """Every token's part in numerator and denominator of the softmax: [B, H, R, N, d + 1]."""
         exponentials = (self.scores - peak[..., None]).exp()[..., None]
-        return torch.cat([exponentials * self.values[:, :, None], exponentials], -1)
+        return torch.cat([exponentials * self.value[:, :, None], exponentials], -1)
 
 
 class _Captured(Exception):
     """Stops the last block where its queries, keys and values are known."""
 
 
-def _shift(grid: Tensor, down: int, right: int) -> Tensor:
-    """The values [..., gh, gw, d] of the patches that lie so many rows down and columns right; 0 outside the grid."""
-    height, width = grid.shape[-3:-1]
-    padded = F.pad(grid, (0, 0, 1, 1, 1, 1))
-    return padded[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width, :]
+def _overlap(grid: tuple[int, int], offset: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The patches whose neighbour at an offset lies in the grid, and those neighbours."""
+    here = tuple(slice(max(0, -by), side - max(0, by)) for side, by in zip(grid, offset, strict=True))
+    there = tuple(slice(max(0, by), side - max(0, -by)) for side, by in zip(grid, offset, strict=True))
+    return (here[0], here[1]), (there[0], there[1])
