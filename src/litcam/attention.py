@@ -9,7 +9,7 @@ Knows no explanation method: those say for themselves what they read from a call
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -137,7 +137,6 @@ class AttentionTrace:
         Returns:
             None where the net does not work that way.
         """
-        norm = self.vit.feature_norm
         whole = tokens.shape[1] == self.last_input.tokens.shape[1]
         in_last_block = False
 
@@ -154,15 +153,39 @@ class AttentionTrace:
 
         with ExitStack() as hooks:
             hooks.callback(self.vit.blocks[-1].register_forward_pre_hook(enter).remove)
-            if features is not None and norm is not None:
-                changed = features
-                hooks.callback(norm.register_forward_hook(lambda _, inputs, output: changed(output)).remove)
-            elif features is not None:
-                tokens = features(tokens)
+            tokens = hooks.enter_context(self._changed(tokens, features))
             hooks.enter_context(AttentionMode(answer))
             last = replace(self.last_input, tokens=tokens) if whole else BlockInput(tokens, (), {})
             inputs = {0: BlockInput(self.last_input.tokens[:, :1], (), {})} if skim else {}
             return self._again({**inputs, len(self.vit.blocks) - 1: last}, skim)
+
+    def attend_last(self, tokens: Tensor, handle: Handler, features: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Run the last block alone on tokens [R, N, D] until its attention has been handled; see :meth:`resume`."""
+
+        def stop(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
+            handle(arguments, attend)
+            raise _Handled
+
+        last = self.last_input
+        with ExitStack() as hooks:
+            tokens = hooks.enter_context(self._changed(tokens, features))
+            hooks.enter_context(AttentionMode(stop))
+            hooks.enter_context(eager())
+            hooks.enter_context(suppress(_Handled))
+            self.vit.blocks[-1](tokens, *last.arguments, **last.keywords)
+
+    @contextmanager
+    def _changed(self, tokens: Tensor, features: Callable[[Tensor], Tensor] | None) -> Iterator[Tensor]:
+        """The tokens to enter the last block with, so that its features are changed by a function."""
+        norm = self.vit.feature_norm
+        if features is None or norm is None:
+            yield tokens if features is None else features(tokens)
+            return
+        hook = norm.register_forward_hook(lambda _, inputs, output: features(output))
+        try:
+            yield tokens
+        finally:
+            hook.remove()
 
     def _again(self, inputs: Mapping[int, BlockInput], skim: bool) -> Tensor | None:
         """Run the module again with these inputs of some blocks.
@@ -191,6 +214,10 @@ class AttentionTrace:
             except Exception:  # a net that wants all tokens in every block
                 return None
         return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
+
+
+class _Handled(Exception):
+    """Ends the last block where its attention has been handled."""
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

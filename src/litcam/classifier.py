@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 
 import litcam.models  # noqa: F401  # registers the packaged model with timm
 from litcam.data.batch import Batch, read_batch
@@ -175,11 +176,23 @@ class ViTClassifier(L.LightningModule):
 
 def _make_metrics(num_classes: int, multi_label: bool) -> MetricCollection:
     if multi_label:
-        return MetricCollection({"map": MultilabelAveragePrecision(num_classes)})
+        return MetricCollection({"map": _MeanAveragePrecision(num_classes)})
     accuracy: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
     if num_classes >= 10:
         accuracy["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
     return MetricCollection(accuracy)
+
+
+class _MeanAveragePrecision(MultilabelAveragePrecision):
+    """Mean of the average precision over the classes that occur; torchmetrics counts the others as 0."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as in the class it derives from
+        occurs = dim_zero_cat(self.target).bool().any(0)
+        precisions: Tensor = super().compute()
+        return precisions[occurs].mean()
 
 
 class _WarmupCosine:

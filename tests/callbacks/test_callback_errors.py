@@ -37,7 +37,7 @@ MONITORS = (HeatmapLogger, LocalizationMonitor, PerturbationMonitor)
         ({"explainer": "gradcamm"}, "no explainer 'gradcamm'; choose one of agcam, "),
         ({"explainer_options": {"fusion": "sum"}}, "agcam has no option 'fusion'; it has gradient, head_fusion"),
         ({"explainer": "rollout", "explainer_options": {"sigma": 1}}, "rollout has no option 'sigma'"),
-        ({"target": "best"}, "target is 'best'; choose true or predicted"),
+        ({"target": "best"}, "target is 'best'; choose one of true, predicted"),
         ({"num_images": 0}, "num_images is 0; at least 1"),
     ],
 )
@@ -51,8 +51,11 @@ def test_a_wrong_argument_of_any_monitor_is_refused_at_construction(
 @pytest.mark.parametrize(
     ("construct", "message"),
     [
-        (lambda: LocalizationMonitor(regions="boxs"), "regions is 'boxs'; choose boxes or masks"),
-        (lambda: LocalizationMonitor(wrong_predictions="drop"), "wrong_predictions is 'drop'; choose keep or skip"),
+        (lambda: LocalizationMonitor(regions="boxs"), "regions is 'boxs'; choose one of boxes, masks"),
+        (
+            lambda: LocalizationMonitor(wrong_predictions="drop"),
+            "wrong_predictions is 'drop'; choose one of keep, skip",
+        ),
         (lambda: LocalizationMonitor(threshold=1.0), "threshold is 1.0"),
         (lambda: HeatmapLogger(threshold=-0.1), "threshold is -0.1"),
         (lambda: HeatmapLogger(columns=0), "columns is 0"),
@@ -94,9 +97,15 @@ def test_batches_without_regions_are_refused_by_name(tmp_path: Path, regions: st
         (torch.zeros(4, 3, 64, 64), "The validation batch is a Tensor; the callbacks need a dict"),
         ({"pixels": torch.zeros(4, 3, 64, 64)}, "The validation batch is a dict; the callbacks need a dict"),
         ([torch.zeros(4, 3, 64, 64)], "The validation batch is a list"),
-        ([torch.zeros(4, 3, 64, 64), torch.zeros(4, 10)], r"label has to be class indices \[B\], not torch.float32"),
+        (
+            [torch.zeros(4, 3, 64, 64), torch.zeros(4, 10)],
+            r"label has to be class indices \[B\] or multi-hot bool \[B, C\], not torch.float32",
+        ),
         ([torch.zeros(4, 3, 64, 64), torch.zeros(4, 10).long()], r"label has to be class indices \[B\]"),
-        ([torch.zeros(4, 3, 64, 64), ["cat"] * 4], r"label has to be class indices \[B\], not list"),
+        (
+            [torch.zeros(4, 3, 64, 64), ["cat"] * 4],
+            r"label has to be class indices \[B\] or multi-hot bool \[B, C\], not list",
+        ),
     ],
 )
 def test_batches_of_another_form_are_refused(tmp_path: Path, batch: Any, message: str) -> None:

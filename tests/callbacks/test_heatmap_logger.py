@@ -119,7 +119,7 @@ def test_captions_name_true_and_predicted_class_in_red_where_they_differ(
     assert 0 < labels.count(3) < 11
     for index, label in enumerate(labels):
         assert drawn[index]["caption"] == f"{label}, predicted 3 100%"
-        entry = monitor.entries[index]
+        (entry,) = (entry for (image, _), entry in monitor.entries.items() if image == index)
         assert has(caption(entry), RED) == (label != 3)
         assert has(caption(entry), BLACK) == (label == 3)
 

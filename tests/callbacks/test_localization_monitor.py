@@ -79,7 +79,8 @@ def test_the_same_callbacks_serve_validate_then_fit_then_test(tmp_path: Path) ->
     assert_logged(logged(trainer), with_tag("test/agcam/", localization_by_hand(module.net.eval(), loader(7))))
 
 
-@pytest.mark.parametrize("method", list_explainers())
+# cam takes average-pooled models only, uniform has no map, and rise and score_cam take as many forwards here as ever.
+@pytest.mark.parametrize("method", sorted(set(list_explainers()) - {"cam", "uniform", "rise", "score_cam"}))
 def test_every_explainer_can_be_monitored_under_inference_mode(tmp_path: Path, method: str) -> None:
     module = UserModule()
     trainer = make_trainer(tmp_path, [LocalizationMonitor(method)])

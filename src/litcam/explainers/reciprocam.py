@@ -123,11 +123,13 @@ class ReciproCAM(Explainer):
 
         def capture(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
             calls.append(arguments.call(arguments.query))
-            raise _Captured
+            return arguments.query
 
-        self._resume(trace, torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks), capture)
-        if not calls:
-            return []
+        tokens, mask = torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks)
+        if self.feature == "block":
+            trace.attend_last(tokens * mask, capture)
+        else:
+            trace.attend_last(tokens, capture, lambda features: features * mask)
         (call,), rows = calls, self.vit.readout
         bias = call.bias if call.bias is None or call.bias.shape[-2] == 1 else call.bias[..., rows, :]
         if bias is not None and len(bias) != 1:  # one for each image, not one for all
@@ -241,10 +243,6 @@ class _Capture:
         """Every token's part in numerator and denominator of the softmax: [B, H, R, N, d + 1]."""
         exponentials = (self.scores - peak[..., None]).exp()[..., None]
         return torch.cat([exponentials * self.value[:, :, None], exponentials], -1)
-
-
-class _Captured(Exception):
-    """Stops the last block where its queries, keys and values are known."""
 
 
 def _overlap(grid: tuple[int, int], offset: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
