@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import litcam
+from litcam.attention import AttentionTrace
 from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule, SceneStyle, box_regions, class_regions, present_classes
 from litcam.evaluation import _summarize, bootstrap_interval, evaluate, results_table
+from litcam.explainers import Explainer
+from litcam.explainers.agcam import AGCAM
 from litcam.metrics import ClassDiscrimination, Localization, Perturbation
 
 
@@ -64,6 +67,21 @@ def test_two_classes_per_image_are_scored_each_and_told_apart() -> None:
     assert results["rollout"]["class_energy"]["num_images"] == 11
     assert results["uniform"]["degenerate"]["value"] == 22
     assert "class_energy" not in results["uniform"]
+
+
+def test_a_map_that_is_zero_on_all_classes_is_in_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = make_run()
+    data.style = SceneStyle(classes=2)
+
+    def in_a_corner(self: Explainer, trace: AttentionTrace, targets: torch.Tensor) -> torch.Tensor:
+        maps = torch.zeros(*targets.shape, 8, 8)
+        maps[:, :, 0, 0] = 1  # the corner, which is part of a class in few scenes only
+        return maps
+
+    monkeypatch.setattr(AGCAM, "heatmaps", in_a_corner)
+    scores = evaluate(module, data, ("agcam",), perturbation_images=0)["methods"]["agcam"]
+    assert 0 < scores["class_energy"]["num_images"] < 11
+    assert all(np.isfinite(entry["value"]) for entry in scores.values())
 
 
 def test_perturbation_takes_a_fixed_subset() -> None:

@@ -245,7 +245,9 @@ def _score_batch(explainer: Explainer, trace: AttentionTrace, batch: Batch, subs
             if per_image > 1 and kind == "masks":
                 kept = ~degenerate.view(classes.shape).any(1) & own_regions(regions).flatten(2).any(2).all(1)
                 if kept.any():
-                    scores |= class_discrimination(heatmaps[kept], regions[kept])
+                    told_apart = class_discrimination(heatmaps[kept], regions[kept])
+                    comparable = ~told_apart["class_energy"].isnan()  # some map is zero on all classes: nothing to say
+                    scores |= {name: values[comparable] for name, values in told_apart.items()}
     kept = ~degenerate & subset.to(degenerate.device).repeat_interleave(per_image)
     if kept.any():
         images, logits = (x.repeat_interleave(per_image, 0)[kept] for x in (trace.images, trace.logits))
