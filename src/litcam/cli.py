@@ -19,6 +19,7 @@ from litcam.callbacks import RunSummary, StepSeed
 from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
+from litcam.data.check import check_data
 from litcam.errors import InputError, LitcamError
 from litcam.evaluation import DEFAULT_METHODS, evaluate_checkpoint
 from litcam.explainers import list_explainers, parse_options
@@ -29,6 +30,13 @@ class LitcamCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint of a run to resume")
+        parser.add_argument(
+            "--check_data", action="store_true", help="read every file of the data once, tell what there is, and leave"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        if self.config["check_data"]:
+            self.config["model"]["pretrained"] = False  # reading data takes no weights
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
@@ -42,6 +50,7 @@ class LitcamCLI(LightningCLI):
 def train(default_config: Path, args: Sequence[str] | None = None) -> None:
     """Fine-tune as a config says, overridden by the command line; without ``--config``, as ``default_config`` says.
 
+    With ``--check_data`` only the data are read; the process ends with status 1 if a file of them is not usable.
     Ends the process with status 2 and one sentence when the configuration, the data or a checkpoint is not usable.
     """
     arguments = list(sys.argv[1:] if args is None else args)
@@ -49,6 +58,8 @@ def train(default_config: Path, args: Sequence[str] | None = None) -> None:
         arguments = ["--config", str(default_config), *arguments]
     with _plain_errors():
         cli = _parse(arguments)
+        if cli.config["check_data"]:
+            raise SystemExit(0 if check_data(cli.datamodule) else 1)
         ckpt_path = cli.config["ckpt_path"]
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)

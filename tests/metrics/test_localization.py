@@ -1,13 +1,17 @@
 """Localization against an oracle that floods components and counts pixels, and against numbers done by hand."""
 
+import cv2
+import localization_oracles
+import numpy as np
 import pytest
 import torch
 
 import oracles
+from litcam.callbacks import LocalizationMonitor
 from litcam.errors import InputError
 from litcam.heatmaps import upsample
 from litcam.metrics import Localization
-from litcam.metrics.functional import LOCALIZATION_SCORES, localization
+from litcam.metrics.functional import LOCALIZATION_SCORES, localization, otsu_thresholds
 
 
 def random_case(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,8 +114,72 @@ def test_wrong_shapes_and_dtypes_are_named(heatmaps: torch.Tensor, regions: torc
         Localization().update(heatmaps, regions)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_otsus_threshold_equals_the_oracle(dtype: torch.dtype) -> None:
+    heatmaps = random_case(4)[0].to(dtype)
+    heatmaps[0] = (heatmaps[0] * 256).round() / 256  # on the ends of the bins
+    expected = [localization_oracles.otsu(heatmap) for heatmap in heatmaps.double().numpy()]
+    assert otsu_thresholds(heatmaps).tolist() == expected
+    assert len(set(expected)) == 4
+
+
+def test_otsus_threshold_is_opencvs_where_the_map_has_the_values_of_an_8_bit_image() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        peaks = generator.normal(generator.integers(40, 200, 2), 20, (500, 2)).clip(0, 255)
+        image = peaks.astype(np.uint8)
+        threshold, _ = cv2.threshold(image, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+        heatmap = torch.from_numpy((image + 0.5) / 256)[None]  # in the middle of the bins
+        assert otsu_thresholds(heatmap).item() == (threshold + 1) / 256
+
+
+def test_otsus_threshold_done_by_hand() -> None:
+    """The threshold is the end of the lower class's last bin: that of 0 is bin 0, that of 0.1 bin 25."""
+    heatmaps = torch.tensor([[[0.0, 0.9], [0.9, 1.0]], [[0.0, 0.0], [0.1, 1.0]]])
+    assert (otsu_thresholds(heatmaps) * 256).tolist() == [1, 26]
+    assert localization(heatmaps, heatmaps > 0.2, "otsu", "mask")["iou"].tolist() == [1, 1]
+    symmetric = torch.tensor([[[10.5, 20.5], [20.5, 30.5]]]) / 256  # both splits are equally good: the lower counts
+    assert (otsu_thresholds(symmetric) * 256).tolist() == [11]
+    one_bin = torch.tensor([[[0.501, 0.502]]])
+    assert (otsu_thresholds(one_bin) * 256).tolist() == [1]
+
+
+@pytest.mark.parametrize("prediction", ["boxes", "mask"])
+@pytest.mark.parametrize("paper", [False, True])
+def test_every_map_is_cut_at_its_own_otsu_threshold(prediction: str, paper: bool) -> None:
+    heatmaps, regions = random_case(4)
+    metric = Localization("otsu", prediction, paper)  # type: ignore[arg-type]
+    metric.update(heatmaps, regions)
+    scores = metric.compute()
+    expected = [
+        oracles.localization(heatmap, region, localization_oracles.otsu(heatmap), prediction == "boxes", paper)
+        for heatmap, region in zip(heatmaps.double().numpy(), regions.numpy(), strict=True)
+    ]
+    for name in LOCALIZATION_SCORES:
+        assert scores[name].item() == pytest.approx(np.mean([of_image[name] for of_image in expected]), abs=1e-6)
+
+
+def test_otsu_leaves_out_degenerate_maps_and_refuses_unscaled_ones() -> None:
+    heatmaps, regions = random_case(4)
+    heatmaps[2] = 0.5
+    heatmaps[3, 0, :2] = torch.tensor([float("nan"), float("inf")])
+    metric, expected = Localization("otsu"), Localization("otsu")
+    metric.update(heatmaps, regions)
+    expected.update(heatmaps[:2], regions[:2])
+    assert metric.compute()["num_degenerate"] == 2
+    assert metric.compute()["iou"] == expected.compute()["iou"]
+    with pytest.raises(InputError, match=r"lie in \[0, 1\], but hold"):
+        metric.update(heatmaps + 1, regions)
+
+
+def test_the_monitor_takes_otsu_through() -> None:
+    assert LocalizationMonitor(threshold="otsu").metric.threshold == "otsu"
+
+
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match="threshold is 1"):
         Localization(threshold=1.0)
+    with pytest.raises(InputError, match="threshold is 'triangle'; choose one of otsu"):
+        Localization(threshold="triangle")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="prediction is 'box'"):
         Localization(prediction="box")  # type: ignore[arg-type]

@@ -62,8 +62,27 @@ def test_a_case_done_by_hand() -> None:
 
 def test_an_image_costs_eighteen_forwards_and_one_for_the_empty_image() -> None:
     net, images = Brightness(), torch.rand(4, 3, 8, 8)
-    perturbation_curves(net, images, distinct_maps(images), torch.zeros(4, dtype=torch.int64), logits=net(images))
-    assert net.calls == 4 + 4 * 18 + 1
+    logits, net.calls = net(images), 0
+    arguments = images, distinct_maps(images), torch.zeros(4, dtype=torch.int64)
+    perturbation_curves(net, *arguments, logits=logits)
+    assert net.calls == 4 * 18 + 1
+    Perturbation().update(net, *arguments)
+    assert net.calls == (4 * 18 + 1) + (4 * 19 + 1), "one more where the logits are not known"
+
+
+@pytest.mark.parametrize("parts", [(1, 3), (2, 1, 1)])
+def test_batches_of_any_size_give_the_means_over_all_images(class_token_net: nn.Module, parts: tuple[int, ...]) -> None:
+    images = make_images(class_token_net, 4)
+    arguments = images, distinct_maps(images), torch.tensor([0, 3, 6, 2])
+    together, apart = Perturbation(), Perturbation()
+    together.update(class_token_net, *arguments)
+    for batch in zip(*(tensor.split(parts) for tensor in arguments), strict=True):
+        apart.update(class_token_net, *batch)
+    expected = together.compute()
+    names = ["lerf", "morf", "abpc", "lerf_curve", "morf_curve", "num_images", "num_degenerate"]
+    assert list(expected) == names
+    for name, value in apart.compute().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
 
 
 def test_removed_pixels_are_zero_on_every_channel_and_the_others_untouched() -> None:
@@ -102,6 +121,27 @@ def test_a_module_in_training_mode_is_evaluated_and_left_in_training_mode(class_
     assert all(module.training for module in class_token_net.modules())
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
-    with pytest.raises(InputError, match=r"images \[2, 3, 4, 4\], heatmaps \[2, 5, 5\] and targets \[2\]"):
-        Perturbation().update(Brightness(), torch.rand(2, 3, 4, 4), torch.rand(2, 5, 5), torch.tensor([0, 1]))
+@pytest.mark.parametrize(
+    ("heatmaps", "targets", "message"),
+    [
+        (torch.rand(2, 5, 5), [0, 1], r"images \[2, 3, 4, 4\], heatmaps \[2, 5, 5\] and targets \[2\]"),
+        (torch.rand(2, 4, 4), [0], r"heatmaps \[2, 4, 4\] and targets \[1\]"),
+        (torch.zeros(2, 4, 5), [0, 1], r"heatmaps \[2, 4, 5\]"),  # constant maps too
+        (torch.ones(2, 4, 4).int(), [0, 1], "not torch.int32"),
+        (torch.rand(2, 4, 4), [0.0, 1.0], "integers"),
+        (torch.rand(2, 4, 4), [0, 2], r"from 0 to 2, but logits are \[2, 2\] for 2 images"),
+        (torch.rand(2, 4, 4), [-1, 0], "from -1 to 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(heatmaps: Tensor, targets: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Perturbation().update(Brightness(), torch.rand(2, 3, 4, 4), heatmaps, torch.tensor(targets))
+
+
+@pytest.mark.parametrize(("logits", "targets"), [((3, 2), [0, 1]), ((2, 2), [0, 2]), ((2,), [0, 1])])
+def test_logits_of_other_images_or_classes_are_named(logits: tuple[int, ...], targets: list[int]) -> None:
+    arguments = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), torch.tensor(targets)
+    with pytest.raises(InputError, match=rf"but logits are \[{str(logits)[1:2]}.*\] for 2 images"):
+        Perturbation().update(Brightness(), *arguments, logits=torch.zeros(logits))
+    with pytest.raises(InputError, match="for 2 images"):
+        perturbation_curves(Brightness(), *arguments, logits=torch.zeros(logits))

@@ -26,7 +26,7 @@ class LocalizationMonitor(ExplanationMonitor):
         explainer_options: its options.
         regions: the true region: the filled ``"boxes"``, compared with the boxes of the thresholded map (the protocol
             of the AGCAM paper), or the pixel ``"masks"``, compared with the thresholded map itself.
-        threshold: of the map.
+        threshold: of the map, in [0, 1), or ``"otsu"`` for each map's own.
         target: explain the ``"true"`` or the ``"predicted"`` class.
         wrong_predictions: ``"keep"`` or ``"skip"`` images that are predicted wrongly (the paper skips).
         num_images: watch a fixed random subset of this size; None watches every image.
@@ -42,7 +42,7 @@ class LocalizationMonitor(ExplanationMonitor):
         explainer: str = "agcam",
         explainer_options: dict[str, Any] | None = None,
         regions: Literal["boxes", "masks"] = "boxes",
-        threshold: float = 0.5,
+        threshold: float | Literal["otsu"] = 0.5,
         target: Target = "true",
         wrong_predictions: Literal["keep", "skip"] = "keep",
         num_images: int | None = None,

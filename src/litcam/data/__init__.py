@@ -12,16 +12,29 @@ from litcam.data.batch import (
     read_batch,
     regions_of,
 )
+from litcam.data.cub import CUB200DataModule
 from litcam.data.digits import DigitScenes, DigitScenesDataModule, SceneStyle
+from litcam.data.folder import FolderDataModule
+from litcam.data.image_files import ImageFiles, ImageFilesDataModule
+from litcam.data.imagenet import ImageNetDataModule
 from litcam.data.module import ImageDataModule
+from litcam.data.records import Record
+from litcam.data.voc import VOC2012DataModule
 
 __all__ = [
     "Batch",
+    "CUB200DataModule",
     "DigitScenes",
     "DigitScenesDataModule",
+    "FolderDataModule",
     "ImageDataModule",
+    "ImageFiles",
+    "ImageFilesDataModule",
+    "ImageNetDataModule",
+    "Record",
     "Sample",
     "SceneStyle",
+    "VOC2012DataModule",
     "box_regions",
     "boxes_of",
     "class_regions",

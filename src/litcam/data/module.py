@@ -93,7 +93,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled (or fresh) batches; the last incomplete one is dropped."""
         dataset = self.dataset("train")
-        rank, world = _rank_and_world()
+        rank, world = rank_and_world()
         sampler_type: type[DistributedSampler[Any]] = StreamSampler if self.fresh_training_data else DistributedSampler
         sampler = sampler_type(
             dataset, num_replicas=world, rank=rank, shuffle=not self.fresh_training_data, drop_last=True
@@ -111,7 +111,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:
         """Every image of a split once, in order, over all processes."""
         dataset = self.dataset(split)
-        rank, world = _rank_and_world()
+        rank, world = rank_and_world()
         # Lightning's own sampler would pad to equal shares, and count some images twice.
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
         return self._loader(dataset, sampler, drop_last=False)
@@ -151,7 +151,7 @@ def _prepare_worker(worker: int) -> None:
     )  # one thread per worker: OpenCV would start one per core in each, for images this small in vain
 
 
-def _rank_and_world() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

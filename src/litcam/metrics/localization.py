@@ -21,13 +21,14 @@ class Localization(Metric):
     Exact over batches and processes: the state is sums in double precision.
 
     Args:
-        threshold: of the map, in [0, 1).
+        threshold: of the map, in [0, 1), or ``"otsu"`` for each map's own
+            (:func:`litcam.metrics.functional.otsu_thresholds`), as in surveys of ViT explanations.
         prediction: ``"boxes"`` for the filled boxes of the map's components (the paper), ``"mask"`` for its pixels.
         paper: reproduce the rounding of the authors' code instead of exact ratios.
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
-        InputError: for a threshold outside [0, 1) or an unknown prediction.
+        InputError: for a threshold outside [0, 1) or of another name, or an unknown prediction.
     """
 
     is_differentiable = False
@@ -40,10 +41,17 @@ class Localization(Metric):
     num_without_region: Tensor
 
     def __init__(
-        self, threshold: float = 0.5, prediction: Literal["boxes", "mask"] = "boxes", paper: bool = False, **kwargs: Any
+        self,
+        threshold: float | Literal["otsu"] = 0.5,
+        prediction: Literal["boxes", "mask"] = "boxes",
+        paper: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_threshold(threshold)
+        if isinstance(threshold, str):
+            check_choice("threshold", threshold, ("otsu",))
+        else:
+            check_threshold(threshold)
         check_choice("prediction", prediction, ("boxes", "mask"))
         self.threshold = threshold
         self.prediction = prediction

@@ -1,60 +1,93 @@
 """Perturbation: is the map true of the model?"""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
-from litcam.errors import check_at_least
+from litcam.errors import check_at_least, check_choice
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.functional import STEPS, perturbation_curves
+from litcam.metrics.functional.fills import FillOptions
+from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision, check_batch
+from litcam.metrics.functional.perturbation import find_protocol, perturbation_curves
 
 
 class Perturbation(Metric):
-    """Area under the perturbation curves; the protocol of the AGCAM paper (Leem & Seo, AAAI 2024, table 4).
+    """Areas under the perturbation curves, under the protocol of a paper.
 
-    See :func:`litcam.metrics.functional.perturbation_curves` for the curves. ``compute()`` gives ``lerf`` and ``morf``,
-    the means of the 11 points of the mean curves, ``abpc`` = lerf − morf, the mean curves ``lerf_curve`` and
-    ``morf_curve`` [11], and the counts ``num_images`` (averaged) and ``num_degenerate`` (constant maps, and maps with
-    NaN: they are in no mean). Higher lerf and abpc and lower morf are better. Without any image the means are NaN.
+    ``"agcam"`` (Leem & Seo, AAAI 2024, table 4): pixels are set to 0 in normalised space at 0, 10, …, 100 %, y is the
+    probability of the class. ``lerf`` and ``morf`` (least and most relevant first) are the means of the 11 points of
+    the mean curves, ``abpc`` = lerf − morf. Higher lerf and abpc and lower morf are better. 18 forwards per image.
 
-    Exact over batches and processes: the state is sums in double precision.
+    ``"chefer"`` (Chefer, Gur & Wolf, CVPR 2021, table 1): pixels are black at 0, 10, …, 90 %, y is top-1 accuracy:
+    whether the target is predicted, so targets are the true labels whichever class the maps explain. ``positive``
+    (most relevant first, lower is better) and ``negative`` (least) are 100 times the trapezoid areas over 0 to 0.9, at
+    most 90; the curves are shares in [0, 1]. Needs ``mean`` and ``std``. 18 forwards.
+
+    ``"rise"`` (Petsiuk, Das & Saenko, BMVC 2018, table 1), the most relevant pixels first in 224 equal steps (224 of
+    224 by 224 pixels each), y is the probability of the class, which the authors predict. ``deletion`` sets pixels to
+    0 in normalised space (lower is better), ``insertion`` puts them into the blurred image (higher is better); both
+    are trapezoid areas over 0 to 1. 447 forwards: for one row of an image of H rows per step take ``steps=H``.
+
+    ``"road"`` (Rong et al., ICML 2022): pixels are imputed from their neighbours with noise of 0.01 at 10, 20, …, 90 %,
+    y is the probability of the class. ``lerf`` and ``morf`` are the means of the 9 points. The noise is one of the
+    normalised image; with ``mean`` and ``std`` one of the image of [0, 1], as in the authors' code. 18 forwards, and as
+    many sparse linear systems on the CPU.
+
+    ``compute()`` gives these, the mean curves by name (``lerf_curve`` …) and the counts ``num_images`` (averaged) and
+    ``num_degenerate`` (constant maps, and maps with NaN: they are in no mean). Without any image the means are NaN.
+
+    Exact over batches and processes: the state is sums in double precision, and noise follows from the image alone.
 
     Args:
+        protocol: ``"agcam"``, ``"chefer"``, ``"rise"`` or ``"road"``.
         batch_size: perturbed images per forward; bounds the memory.
+        steps: into which the pixels are divided, if not as the protocol has it.
+        mean: per channel, of the normalisation of the images.
+        std: per channel, of the same.
+        seed: of road's noise.
+        precision: ``"fp32"``, or ``"bf16"`` for forwards under autocast.
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
-        InputError: for a batch size below 1.
+        InputError: for an option out of its range, or without ``mean`` and ``std`` where the protocol needs them.
     """
 
     is_differentiable = False
     full_state_update = False
 
-    lerf_total: Tensor
-    morf_total: Tensor
+    total: Tensor
     num_images: Tensor
     num_degenerate: Tensor
 
-    def __init__(self, batch_size: int = 128, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        protocol: str = "agcam",
+        batch_size: int = 128,
+        steps: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+        precision: Precision = "fp32",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_at_least("batch_size", batch_size)
+        check_choice("precision", precision, PRECISIONS)
+        self.options = FillOptions(
+            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), seed=seed
+        )
+        self.protocol = find_protocol(protocol, steps, self.options)
         self.batch_size = batch_size
-        for total in ("lerf_total", "morf_total"):
-            self.add_state(total, torch.zeros(STEPS + 1, dtype=torch.float64), dist_reduce_fx="sum")
+        self.precision: Precision = precision
+        curves = torch.zeros(2, len(self.protocol.points), dtype=torch.float64)
+        self.add_state("total", curves, dist_reduce_fx="sum")
         for count in ("num_images", "num_degenerate"):
             self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(
-        self,
-        net: nn.Module | Callable[[Tensor], Tensor],
-        images: Tensor,
-        heatmaps: Tensor,
-        targets: Tensor,
-        logits: Tensor | None = None,
-    ) -> None:
+    def update(self, net: Net, images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:
         """Add images.
 
         Args:
@@ -63,28 +96,32 @@ class Perturbation(Metric):
             heatmaps: [B, H, W].
             targets: class indices [B].
             logits: [B, C] of the images, where they are known already: saves a forward.
+
+        Raises:
+            InputError: if shapes, dtypes or classes do not fit.
         """
+        check_batch(images, heatmaps, targets, logits)
         degenerate = is_degenerate(heatmaps)
         kept = ~degenerate
         self.num_degenerate += degenerate.sum()
         if not kept.any():
             return
-        known = None if logits is None else logits[kept]
-        lerf, morf = perturbation_curves(net, images[kept], heatmaps[kept], targets[kept], known, self.batch_size)
-        self.lerf_total += lerf.sum(0).to(self.lerf_total.device)
-        self.morf_total += morf.sum(0).to(self.morf_total.device)
+        curves = perturbation_curves(
+            net,
+            images[kept],
+            heatmaps[kept],
+            targets[kept],
+            None if logits is None else logits[kept],
+            self.batch_size,
+            self.protocol,
+            self.options,
+            self.precision,
+        )
+        self.total += torch.stack(curves).sum(1).to(self.total.device)
         self.num_images += kept.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Areas, curves and counts by name."""
-        lerf_curve, morf_curve = self.lerf_total / self.num_images, self.morf_total / self.num_images
-        lerf, morf = lerf_curve.mean(), morf_curve.mean()
-        return {
-            "lerf": lerf,
-            "morf": morf,
-            "abpc": lerf - morf,
-            "lerf_curve": lerf_curve,
-            "morf_curve": morf_curve,
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-        }
+        first, second = self.total / self.num_images
+        counts = {"num_images": self.num_images, "num_degenerate": self.num_degenerate}
+        return {**self.protocol.scores((first, second)), **counts}

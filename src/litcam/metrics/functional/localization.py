@@ -1,17 +1,24 @@
 """Localization of maps against true regions, one number per image. Knows no explainer and no dataset."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from litcam.heatmaps import fill_components
 from litcam.metrics.functional.checks import check_maps, check_regions, count_pixels
+from litcam.metrics.functional.thresholds import otsu_thresholds
 
 LOCALIZATION_SCORES = ("pixel_accuracy", "iou", "dice", "precision", "recall", "pointing_game", "energy_inside")
 PAPER_EPSILON = 1e-5  # the AGCAM authors' guard of every division
 
 
 def localization(
-    heatmaps: Tensor, regions: Tensor, threshold: float = 0.5, prediction: str = "boxes", paper: bool = False
+    heatmaps: Tensor,
+    regions: Tensor,
+    threshold: float | Literal["otsu"] = 0.5,
+    prediction: str = "boxes",
+    paper: bool = False,
 ) -> dict[str, Tensor]:
     """How well maps lie on the true regions, under the localization protocol of the AGCAM paper.
 
@@ -24,7 +31,7 @@ def localization(
     Args:
         heatmaps: [B, H, W] in [0, 1].
         regions: bool [B, H, W], the true regions.
-        threshold: in [0, 1).
+        threshold: in [0, 1), or ``"otsu"`` for each map's own (:func:`otsu_thresholds`).
         prediction: ``"boxes"`` or ``"mask"``.
         paper: compute as the authors' code does: ratios are (x + 1e-5)/(y + 1e-5), and predicted boxes reach one pixel
             further to the right and to the bottom.
@@ -37,7 +44,7 @@ def localization(
     """
     check_maps(heatmaps, "heatmaps")
     check_regions(regions, heatmaps)
-    predicted = heatmaps > threshold
+    predicted = heatmaps > (otsu_thresholds(heatmaps)[:, None, None] if threshold == "otsu" else threshold)
     if prediction == "boxes":
         predicted = fill_components(predicted, margin=int(paper))
     epsilon = PAPER_EPSILON if paper else 0.0

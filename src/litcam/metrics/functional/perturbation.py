@@ -1,32 +1,152 @@
 """Perturbation of images by the order of their maps, one curve per image. Knows no explainer and no dataset."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from litcam.errors import InputError
-from litcam.metrics.functional.checks import check_maps
-from litcam.vit import evaluating
+from litcam.errors import InputError, check_at_least, check_choice
+from litcam.metrics.functional.fills import BLACK, BLURRED, IMPUTED, NO_OPTIONS, ZERO, Fill, FillOptions, Paint
+from litcam.metrics.functional.forwards import Net, Precision, check_batch, class_probability, forward, inference
 
-STEPS = 10  # fractions 0, 0.1, …, 1
+
+@dataclass(frozen=True)
+class Curve:
+    """One of the two curves of a protocol.
+
+    Attributes:
+        name: as the protocol's authors call it.
+        first: which pixels of the map come first.
+        fill: what stands where there is no pixel of the image.
+        inserts: whether pixels are inserted into the filled image, instead of removed from the whole one.
+    """
+
+    name: str
+    first: Literal["lowest", "highest"]
+    fill: Fill
+    inserts: bool = False
+
+
+def is_top1(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the class has the highest logit: float64 [B], 0 or 1."""
+    return (logits.argmax(1) == targets).double()
+
+
+def mean_of_points(curve: Tensor, steps: int) -> Tensor:
+    """Mean of the points of a curve [..., n]."""
+    return curve.mean(-1)
+
+
+def trapezoids(curve: Tensor, steps: int) -> Tensor:
+    """Area under a curve [..., n] whose points lie 1/steps apart; not divided by the length that it covers."""
+    return torch.trapezoid(curve, dx=1 / steps)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a perturbation is done and read.
+
+    At point k of a curve the first floor(pixels · k / steps) pixels of its order are removed (or inserted).
+
+    Attributes:
+        curves: both of them.
+        steps: into which the pixels are divided.
+        left_out: how many points at the beginning (0 % of the pixels) and at the end (100 %) are none of the curve.
+        outcome: y of logits [b, C] and classes [b]: float64 [b].
+        area: of a curve [..., n] and the number of steps: [...].
+        unit: of the areas; 100 for per cent.
+        difference: name of the first area minus the second, where the authors give one.
+    """
+
+    curves: tuple[Curve, Curve]
+    steps: int = 10
+    left_out: tuple[int, int] = (0, 0)
+    outcome: Callable[[Tensor, Tensor], Tensor] = class_probability
+    area: Callable[[Tensor, int], Tensor] = mean_of_points
+    unit: float = 1.0
+    difference: str | None = None
+
+    @property
+    def points(self) -> range:
+        """The k of the points of a curve."""
+        return range(self.left_out[0], self.steps + 1 - self.left_out[1])
+
+    def scores(self, curves: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Areas of both curves [..., n], their difference and the curves, by name."""
+        first, second = (self.unit * self.area(curve, self.steps) for curve in curves)
+        names = [curve.name for curve in self.curves]
+        difference = {} if self.difference is None else {self.difference: first - second}
+        return {
+            **dict(zip(names, (first, second), strict=True)),
+            **difference,
+            **{f"{name}_curve": curve for name, curve in zip(names, curves, strict=True)},
+        }
+
+
+AGCAM = Protocol(  # Leem & Seo, AAAI 2024
+    (Curve("lerf", "lowest", ZERO), Curve("morf", "highest", ZERO)), difference="abpc"
+)
+CHEFER = Protocol(  # Chefer, Gur & Wolf, CVPR 2021
+    (Curve("positive", "highest", BLACK), Curve("negative", "lowest", BLACK)),
+    left_out=(0, 1),
+    outcome=is_top1,
+    area=trapezoids,
+    unit=100.0,
+)
+RISE = Protocol(  # Petsiuk, Das & Saenko, BMVC 2018
+    (Curve("deletion", "highest", ZERO), Curve("insertion", "highest", BLURRED, inserts=True)),
+    steps=224,
+    area=trapezoids,
+)
+ROAD = Protocol(  # Rong et al., ICML 2022
+    (Curve("lerf", "lowest", IMPUTED), Curve("morf", "highest", IMPUTED)), left_out=(1, 1)
+)
+PROTOCOLS = {"agcam": AGCAM, "chefer": CHEFER, "rise": RISE, "road": ROAD}
+
+
+def find_protocol(name: str, steps: int | None = None, options: FillOptions = NO_OPTIONS) -> Protocol:
+    """The protocol of a name, with another number of steps if wanted.
+
+    Raises:
+        InputError: for an unknown name, fewer than two steps, or a protocol that cannot do without mean and std.
+    """
+    check_choice("protocol", name, PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    if options.mean is None and any(curve.fill.in_image_space for curve in protocol.curves):
+        raise InputError(
+            f"The protocol {name} fills pixels in the image of [0, 1]: give it mean and std of the images' "
+            "normalisation, per channel."
+        )
+    if steps is None:
+        return protocol
+    check_at_least("steps", steps, 2)
+    return replace(protocol, steps=steps)
 
 
 def perturbation_curves(
-    net: nn.Module | Callable[[Tensor], Tensor],
+    net: Net,
     images: Tensor,
     heatmaps: Tensor,
     targets: Tensor,
     logits: Tensor | None = None,
     batch_size: int = 128,
+    protocol: Protocol = AGCAM,
+    options: FillOptions = NO_OPTIONS,
+    precision: Precision = "fp32",
 ) -> tuple[Tensor, Tensor]:
-    """Class probability while pixels are removed, under the perturbation protocol of the AGCAM paper.
+    """What the net makes of a class while pixels are removed in the order of a map.
 
-    At fractions 0, 0.1, …, 1 the lowest (LeRF, least relevant first) or highest (MoRF) pixels of each map are set to 0
-    in normalised space, on all channels. One stable sort per map serves both orders (MoRF is LeRF reversed) and all
-    fractions; both curves share their ends, and the empty image is one for all, so an image costs 18 forwards (19
-    without its logits) instead of 22.
+    Under the protocol of the AGCAM paper: at fractions 0, 0.1, …, 1 the lowest (LeRF, least relevant first) or highest
+    (MoRF) pixels of each map are set to 0 in normalised space, on all channels. :class:`litcam.metrics.Perturbation`
+    lists the other protocols.
+
+    One stable sort per map serves both orders (the highest first are the lowest first reversed) and all points. What
+    is the same for several points is computed once: the whole image for both curves, the empty image for the whole
+    batch where it is the same for every image. So an image costs 18 forwards under the protocol of AGCAM (19 without
+    its logits) instead of 22, and the batch one more.
 
     Args:
         net: gives logits [b, C] of normalised images [b, 3, H, W]; a module is run in evaluation mode.
@@ -35,58 +155,82 @@ def perturbation_curves(
         targets: class indices [B].
         logits: [B, C] of the unperturbed images, where they are known already.
         batch_size: images per forward; bounds the memory.
+        protocol: one of ``PROTOCOLS``, or your own.
+        options: of its fills.
+        precision: ``"bf16"`` runs the forwards under autocast.
 
     Returns:
-        The LeRF and the MoRF curve: float64 [B, 11] each, softmax probabilities.
+        Both curves of the protocol, LeRF and MoRF: float64 [B, points] each.
 
     Raises:
-        InputError: if shapes do not fit.
+        InputError: if shapes, dtypes or classes do not fit, or the fill needs the normalisation of the images.
     """
-    check_maps(heatmaps, "heatmaps")
-    if images.ndim != 4 or heatmaps.shape != (len(images), *images.shape[-2:]) or targets.shape != (len(images),):
-        raise InputError(
-            f"images {list(images.shape)}, heatmaps {list(heatmaps.shape)} and targets {list(targets.shape)} do not "
-            "fit: [B, 3, H, W], [B, H, W] and [B] are needed."
-        )
-    with evaluating(net) if isinstance(net, nn.Module) else nullcontext(), torch.no_grad():
-        clean = _probabilities(net(images) if logits is None else logits, targets)
-        empty = net(torch.zeros_like(images[:1])).expand(len(images), -1)
-        ends = clean, _probabilities(empty, targets)
-        ranks = _ranks(heatmaps.flatten(1))
-        lerf = _curve(net, images, ranks, targets, ends, batch_size)
-        morf = _curve(net, images, ranks.shape[1] - 1 - ranks, targets, ends, batch_size)
-    return lerf, morf
+    check_batch(images, heatmaps, targets, logits)
+    with inference(net, targets, precision) as call:
+        batch = _Batch(call, images, heatmaps, targets, logits, batch_size, protocol, options)
+        first, second = (batch.run(curve) for curve in protocol.curves)
+    return first, second
 
 
-def _curve(
-    net: nn.Module | Callable[[Tensor], Tensor],
-    images: Tensor,
-    ranks: Tensor,
-    targets: Tensor,
-    ends: tuple[Tensor, Tensor],
-    batch_size: int,
-) -> Tensor:
-    """Probabilities [B, 11] while pixels are removed in the order of their ranks [B, H·W]."""
-    batch, pixels = ranks.shape
-    steps = torch.arange(1, STEPS, device=images.device)
-    step, image = (
-        index.flatten() for index in torch.meshgrid(steps, torch.arange(batch, device=images.device), indexing="ij")
-    )
-    between = []
-    for chunk_step, chunk_image in zip(step.split(batch_size), image.split(batch_size), strict=True):
-        kept = ranks[chunk_image] >= (pixels * chunk_step // STEPS)[:, None]  # int(H·W·fraction) pixels are removed
-        perturbed = images[chunk_image] * kept.view(-1, 1, *images.shape[-2:])
-        between.append(_probabilities(net(perturbed), targets[chunk_image]))
-    inner = torch.cat(between).view(STEPS - 1, batch).T  # [B, 9]
-    return torch.cat([ends[0][:, None], inner, ends[1][:, None]], 1)
+@dataclass
+class _Batch:
+    """Images on their way along the curves of a protocol, and what those have in common."""
 
+    net: Callable[[Tensor], Tensor]
+    images: Tensor
+    heatmaps: Tensor
+    targets: Tensor
+    logits: Tensor | None
+    batch_size: int
+    protocol: Protocol
+    options: FillOptions
 
-def _ranks(values: Tensor) -> Tensor:
-    """Place of every value in the rising order of its row [B, n]; ties in the order of the places."""
-    order = torch.argsort(values, dim=1, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)  # the inverse permutation
+    def __post_init__(self) -> None:
+        self._empty: dict[Fill, Tensor] = {}
 
+    @cached_property
+    def ranks(self) -> Tensor:
+        """Place of every pixel in the rising order of its map [B, H·W]; ties in the order of the pixels."""
+        order = torch.argsort(self.heatmaps.flatten(1), dim=1, stable=True)
+        places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        return torch.empty_like(order).scatter_(1, order, places)  # the inverse permutation
 
-def _probabilities(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.double().softmax(1).gather(1, targets[:, None])[:, 0]
+    @cached_property
+    def whole(self) -> Tensor:
+        """y of the images with all their pixels [B]."""
+        logits = forward(self.net, self.images, self.batch_size) if self.logits is None else self.logits
+        return self.protocol.outcome(logits, self.targets)
+
+    def empty(self, fill: Fill, paint: Paint) -> Tensor:
+        """y of the one image without any pixel [B], for each image's class."""
+        if fill not in self._empty:
+            index = torch.zeros(1, dtype=torch.int64, device=self.images.device)
+            nothing = torch.zeros(1, 1, *self.images.shape[-2:], dtype=torch.bool, device=self.images.device)
+            logits = self.net(paint(index, nothing)).expand(len(self.images), -1)
+            self._empty[fill] = self.protocol.outcome(logits, self.targets)
+        return self._empty[fill]
+
+    def run(self, curve: Curve) -> Tensor:
+        """y at every point of a curve: float64 [B, points]."""
+        device, (count, pixels) = self.images.device, self.ranks.shape
+        paint = curve.fill.prepare(self.images, self.options)
+        places = self.ranks if curve.first == "lowest" else pixels - 1 - self.ranks
+        passed = [pixels * point // self.protocol.steps for point in self.protocol.points]
+        values = torch.empty(len(passed), count, dtype=torch.float64, device=device)
+        between = []
+        for point, number in enumerate(passed):
+            left = number if curve.inserts else pixels - number
+            if left == pixels:
+                values[point] = self.whole
+            elif left == 0 and curve.fill.one_empty_image:
+                values[point] = self.empty(curve.fill, paint)
+            else:
+                between.append(point)
+        pairs = torch.cartesian_prod(torch.tensor(between, dtype=torch.int64), torch.arange(count)).to(device)
+        borders = torch.tensor(passed, device=device)
+        for chunk in pairs.split(self.batch_size):
+            point, image = chunk.T
+            kept = (places[image] >= borders[point, None]) ^ curve.inserts
+            perturbed = paint(image, kept.view(-1, 1, *self.images.shape[-2:]))
+            values[point, image] = self.protocol.outcome(self.net(perturbed), self.targets[image])
+        return values.T

@@ -1,0 +1,78 @@
+"""Reading a dataset of files once before a training, and telling what it holds. Behind ``train.py --check_data``."""
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from litcam.data.image_files import ImageFilesDataModule
+from litcam.data.module import ImageDataModule, Split
+from litcam.data.records import Record
+from litcam.errors import InputError
+
+_MOST_CLASSES = 40  # that are listed one by one
+
+
+def check_data(datamodule: ImageDataModule) -> bool:
+    """Read every image, annotation and mask once; print the images of each class and split, and every bad file.
+
+    Args:
+        datamodule: of image files.
+
+    Returns:
+        Whether every file is usable.
+
+    Raises:
+        InputError: if the data are not read from files, or are not there.
+    """
+    if not isinstance(datamodule, ImageFilesDataModule):
+        raise InputError(f"check_data reads image files, but {type(datamodule).__name__} has none: nothing to check.")
+    datamodule.on_error = "skip"  # so that it goes on to the end and knows all
+    datamodule.prepare_data()
+    errors = Console(stderr=True)
+    usable: dict[Split, list[Record]] = {}
+    for split in datamodule.splits:
+        records = datamodule.records(split)
+        troubles = track(
+            datamodule.check_records(records), split, total=len(records), console=errors, disable=not records
+        )
+        usable[split] = []
+        for record, trouble in zip(records, troubles, strict=True):
+            if trouble is None:
+                usable[split].append(record)
+            else:
+                datamodule.note(trouble)
+    console = Console()
+    console.print(_table(datamodule, usable))
+    for sentence in datamodule.left_out:
+        console.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{len(datamodule.left_out)} bad files" if datamodule.left_out else "Every file is usable.")
+    return not datamodule.left_out
+
+
+def _table(datamodule: ImageFilesDataModule, usable: dict[Split, list[Record]]) -> Table:
+    """Images of every class (or the smallest and the largest class), images with boxes and with masks, per split."""
+    table = Table(title=str(Path(datamodule.root)), title_justify="left")
+    table.add_column("images")
+    for split in usable:
+        table.add_column(split, justify="right")
+    names = datamodule.class_names
+    counts = {
+        split: Counter(label for record in records for label in record.labels) for split, records in usable.items()
+    }
+    if len(names) <= _MOST_CLASSES:
+        for index, name in enumerate(names):
+            table.add_row(name, *(str(count[index]) for count in counts.values()))
+    else:
+        for words, pick in (("fewest of a class", min), ("most of a class", max)):
+            cells = (str(pick(count[index] for index in range(len(names)))) for count in counts.values())
+            table.add_row(f"{words}, of {len(names)}", *cells)
+    table.add_section()
+    table.add_row("all", *(str(len(records)) for records in usable.values()))
+    table.add_row("with boxes", *(str(sum(bool(record.boxes) for record in records)) for records in usable.values()))
+    table.add_row(
+        "with a mask", *(str(sum(record.mask is not None for record in records)) for records in usable.values())
+    )
+    return table

@@ -1,0 +1,240 @@
+"""CUB-200-2011, the Caltech-UCSD Birds: 200 species, the official split, a box each, masks where they are unpacked."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from torchvision.datasets.utils import download_and_extract_archive
+
+from litcam.data.image_files import ImageFilesDataModule, OnError
+from litcam.data.module import Split
+from litcam.data.reading import BadFileError, bad_file, shown_box
+from litcam.data.records import Record
+from litcam.data.transforms import TransformSpec
+from litcam.errors import InputError, check_choice
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+LeaveOut = Callable[[BadFileError], None]
+
+FOLDER = "CUB_200_2011"
+PAGES = "https://data.caltech.edu/records"  # of CaltechDATA, the home of the archives
+ARCHIVES = {  # what each unpacks to, its record, file and md5
+    FOLDER: ("65de6-vp158", "CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78"),
+    "segmentations": ("w9d68-gec53", "segmentations.tgz", "4d47ba1228eae64f2fa547c47bc65255"),
+}
+
+
+def _refuse(error: BadFileError) -> None:
+    raise error
+
+
+def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = _refuse) -> list[Record]:
+    """The images of a split of CUB-200-2011 in the order of ``images.txt``, each with its box and, if there, its mask.
+
+    The masks are grey, each level a fifth of five annotators; what most of them drew is the bird.
+
+    Args:
+        root: the folder ``CUB_200_2011`` as its archive unpacks, or the one that holds it; ``segmentations`` lies in
+            it or beside it.
+        split: ``"train"``, or ``"val"`` and ``"test"``, which both are the official test split.
+        leave_out: takes the error of each image that is missing, stands in one list and not in another, or has a box
+            without area or no mask although others have; by default it raises them.
+
+    Raises:
+        InputError: if a list is missing or a line of it cannot be read.
+    """
+    check_choice("split", split, ("train", "val", "test"))
+    folder = _find_folder(Path(root))
+    images = _read_list(folder / "images.txt", "<image id> <path in images>", _name)
+    in_training = _read_list(folder / "train_test_split.txt", "<image id> <1 for training, else 0>", _flag)
+    labels = _read_list(folder / "image_class_labels.txt", "<image id> <class id>", _number)
+    boxes = _read_list(folder / "bounding_boxes.txt", "<image id> <x> <y> <width> <height>", _box)
+    num_classes = len(cub_class_names(folder))
+    segmentations = _segmentations(folder)
+    records = []
+    for image, name in images.items():
+        try:
+            if _line_of(image, in_training, folder / "train_test_split.txt") != (split == "train"):
+                continue
+            label = _line_of(image, labels, folder / "image_class_labels.txt") - 1
+            if not 0 <= label < num_classes:
+                trouble = f"image {image} has the class {label + 1}, but classes.txt has 1 to {num_classes}"
+                raise bad_file(folder / "image_class_labels.txt", trouble)
+            box = _line_of(image, boxes, folder / "bounding_boxes.txt")
+            if box[2] <= box[0] or box[3] <= box[1]:
+                trouble = f"the box {shown_box(box)} of image {image} has no area"
+                raise bad_file(folder / "bounding_boxes.txt", trouble)
+            path = _existing(folder / "images" / name)
+            mask = segmentations and _existing((segmentations / name).with_suffix(".png"))
+        except BadFileError as error:
+            leave_out(error)
+        else:
+            records.append(Record(path, (label,), path.stem, (box,), (label,), mask, mask_values="object"))
+    return records
+
+
+def cub_class_names(root: str | Path) -> list[str]:
+    """The species by class index, as people write them: ``Black footed Albatross``.
+
+    Raises:
+        InputError: if ``classes.txt`` is missing, cannot be read, or does not count from 1.
+    """
+    path = _find_folder(Path(root)) / "classes.txt"
+    names = _read_list(path, "<class id> <name>", _name)
+    if sorted(names) != list(range(1, len(names) + 1)):
+        raise InputError(f"{path} has to number its {len(names)} classes from 1 to {len(names)}.")
+    return [names[number].split(".", 1)[-1].replace("_", " ") for number in sorted(names)]
+
+
+def download_cub(root: str | Path) -> None:
+    """Fetch and unpack images and segmentations (1.2 GB), as far as they are not there already.
+
+    Args:
+        root: as for :func:`cub_records`.
+
+    Raises:
+        InputError: without network, or if an archive is damaged.
+    """
+    folder = _place(Path(root))
+    there = {FOLDER: folder is not None, "segmentations": folder is not None and _segmentations(folder) is not None}
+    target = Path(root) if folder is None else folder.absolute().parent
+    for name, (record, file, md5) in ARCHIVES.items():
+        if there[name]:
+            continue
+        try:
+            download_and_extract_archive(f"{PAGES}/{record}/files/{file}", str(target), md5=md5)
+        except (OSError, RuntimeError) as error:  # no network, no room, or a checksum that differs
+            raise InputError(
+                f"{file} cannot be downloaded ({error}); fetch it from {PAGES}/{record} by other means and unpack it "
+                f"in {target}, so that {target / name} is there."
+            ) from error
+
+
+def _find_folder(root: Path) -> Path:
+    folder = _place(root)
+    if folder is None:
+        raise InputError(
+            f"There is no CUB-200-2011 in {root}: expected CUB_200_2011/images.txt, image_class_labels.txt, "
+            "train_test_split.txt, bounding_boxes.txt, classes.txt and images/, as CUB_200_2011.tgz unpacks, and for "
+            "masks segmentations/ in that folder or beside it; give another root, or download: true."
+        )
+    return folder
+
+
+def _place(root: Path) -> Path | None:
+    """The folder of the lists, also where one of them is missing."""
+    if (root / FOLDER).is_dir():
+        return root / FOLDER
+    return root if any((root / name).is_file() for name in ("images.txt", "image_class_labels.txt")) else None
+
+
+def _segmentations(folder: Path) -> Path | None:
+    """The folder of the masks, inside that of the lists or beside it."""
+    places = (folder / "segmentations", folder.absolute().parent / "segmentations")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _read_list(path: Path, form: str, parse: Callable[..., T]) -> dict[int, T]:
+    """The lines of a list: what ``parse`` makes of the words after the number that begins them, by that number."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; unpack {ARCHIVES[FOLDER][1]} again.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    rows: dict[int, T] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            first, *words = line.split()
+            key, value = int(first), parse(*words)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}, line {number}: {line!r} has to be {form!r}.") from error
+        if key in rows:
+            raise InputError(f"{path}, line {number}: {key} stands there for the second time.")
+        rows[key] = value
+    return rows
+
+
+def _name(word: str) -> str:
+    return word
+
+
+def _number(word: str) -> int:
+    return int(word)
+
+
+def _flag(word: str) -> bool:
+    return {"0": False, "1": True}[word]
+
+
+def _box(x: str, y: str, width: str, height: str) -> Box:
+    """Corners (x0, y0, x1, y1); the ends are exclusive as they are, for x + width is the first column beyond."""
+    box = float(x), float(y), float(x) + float(width), float(y) + float(height)
+    if not all(map(math.isfinite, box)):
+        raise ValueError("not finite")
+    return box
+
+
+def _line_of(image: int, rows: dict[int, T], path: Path) -> T:
+    if image not in rows:
+        raise bad_file(path, f"there is no line for image {image} of images.txt")
+    return rows[image]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise bad_file(path, "images.txt lists it, but it is not there; unpack its archive again")
+    return path
+
+
+class CUB200DataModule(ImageFilesDataModule):
+    """CUB-200-2011: 5,994 training images, and the 5,794 of the official test split for both val and test.
+
+    There is no official validation split: a checkpoint chosen by its validation score has been chosen on the test
+    images. Batches have a mask where the folder ``segmentations`` is there.
+
+    Args:
+        root: the folder ``CUB_200_2011``, or the one that holds it.
+        download: fetch images and segmentations (1.2 GB) into ``root`` if they are not there.
+        train_transforms: albumentations; see :class:`~litcam.data.ImageFilesDataModule` for this and the following.
+        eval_transforms: the same for validation and test.
+        eval_resize: ``"crop"`` or ``"squash"``.
+        on_error: ``"raise"`` or ``"skip"``.
+        seed: of augmentations and order.
+        batch_size: images per batch and process.
+        num_workers: loading processes; 0 loads in the training process.
+
+    Raises:
+        InputError: for an unknown option or transform, and when the data are read, if they are not as expected.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = False,
+        train_transforms: list[TransformSpec] | None = None,
+        eval_transforms: list[TransformSpec] | None = None,
+        eval_resize: Literal["crop", "squash"] = "crop",
+        on_error: OnError = "raise",
+        seed: int = 0,
+        batch_size: int = 64,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__(root, train_transforms, eval_transforms, eval_resize, on_error, seed, batch_size, num_workers)
+        self.save_hyperparameters()
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Fetch the archives if that is wanted and they are not there."""
+        if self.download:
+            download_cub(self.root)
+
+    @property
+    def class_names(self) -> list[str]:
+        return cub_class_names(self.root)
+
+    def records(self, split: Split) -> list[Record]:
+        """Every image of a split; see :func:`cub_records`."""
+        return cub_records(self.root, split, self.note)

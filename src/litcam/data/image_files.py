@@ -1,0 +1,320 @@
+"""Datasets of image files: records to samples, and the base of every data module that reads files.
+
+Knows no dataset's layout: subclasses of :class:`ImageFilesDataModule` say which records there are.
+"""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from litcam.data.batch import VOID, Sample
+from litcam.data.module import ImageDataModule, Split, StreamSampler, rank_and_world
+from litcam.data.reading import (
+    BadFileError,
+    Pixels,
+    SampleError,
+    bad_file,
+    check_mask_values,
+    check_record,
+    printable,
+    read_image,
+    read_mask,
+    usable_boxes,
+)
+from litcam.data.records import Record
+from litcam.data.transforms import (
+    Pipeline,
+    TransformSpec,
+    build_transforms,
+    default_eval_transforms,
+    default_train_transforms,
+)
+from litcam.errors import InputError, check_choice
+
+OnError = Literal["raise", "skip"]
+_SHOWN = 20  # of the files left out, in a warning
+_AT_ONCE = 4096  # records handed to the threads that check them: a million tasks would fill the memory
+_HINT = " (on_error: skip leaves such files out)"
+
+
+class ImageFiles(Dataset[Sample]):
+    """Samples of image files, each read and augmented when it is asked for.
+
+    A sample has boxes and instance_labels if any record of the dataset has boxes, and a mask if any has one; an image
+    without a mask then has one that is void all over. Boxes are cut at the border of the picture and fall away with
+    their label when nothing of them is left. In the mask, whatever its file holds, k is the k-th box of the sample;
+    of a class mask all pixels of a class are those of its first box. Instances of other classes than the image's labels
+    are background, without a box. A mask without boxes numbers the image's labels, from 1.
+
+    Indices beyond the length are those of later epochs: sample ``e * len(dataset) + i`` is record i as augmented in
+    epoch e. What is drawn depends on ``seed`` and the index alone, whichever worker draws it.
+
+    Args:
+        records: of the images.
+        pipeline: from the file's geometry to the model's.
+        size: (H, W) of the images.
+        num_classes: length of multi-hot labels.
+        multi_label: whether labels are multi-hot.
+        replace_bad: take the next readable record in the place of one that is not, and warn of each once; otherwise it
+            raises.
+        seed: of the augmentations.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        pipeline: Pipeline,
+        size: tuple[int, int],
+        num_classes: int,
+        multi_label: bool = False,
+        replace_bad: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.records = records
+        self.pipeline = pipeline
+        self.size = size
+        self.num_classes = num_classes
+        self.multi_label = multi_label
+        self.replace_bad = replace_bad
+        self.seed = seed
+        self.has_boxes = any(record.boxes is not None for record in records)
+        self.has_masks = any(record.mask is not None for record in records)
+        # Shared by all workers, so that a file is named once and not tried again.
+        self.is_bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < 0:
+            raise IndexError(f"image {index} does not exist: indices start at 0")
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            if self.is_bad[place]:
+                continue
+            try:
+                return self._load(self.records[place], index)
+            except BadFileError as error:
+                if not self.replace_bad:
+                    raise BadFileError(f"{error}{_HINT}") from None
+                self.is_bad[place] = True
+                warnings.warn(f"left out of the training: {error}", stacklevel=2)
+        raise SampleError(f"None of the {len(self)} images is readable.")
+
+    def _load(self, record: Record, index: int) -> Sample:
+        image = read_image(record.path)
+        size = (image.shape[1], image.shape[0])
+        boxes = usable_boxes(record, size) if self.has_boxes else None
+        if boxes is not None:
+            wanted = [i for i, label in enumerate(record.box_labels) if label in record.labels]
+            boxes, instances = boxes[wanted], np.array(wanted, dtype=np.intp)
+        mask = self._mask(record, size) if self.has_masks else None
+        image, boxes, kept, mask = self.pipeline(image, boxes, mask, (self.seed, index), self.size)
+        sample: dict[str, Any] = {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),  # [3, H, W]
+            "label": self._label(record),
+            "id": record.id,
+        }
+        if self.has_boxes:
+            instances = instances[kept]
+            sample["boxes"] = torch.from_numpy(boxes)
+            sample["instance_labels"] = torch.tensor([record.box_labels[i] for i in instances], dtype=torch.int64)
+        if mask is not None:
+            numbers = _mask_numbers(record, instances.tolist() if self.has_boxes else None)
+            sample["mask"] = torch.from_numpy(numbers[mask])
+        return cast(Sample, sample)
+
+    def _label(self, record: Record) -> int | torch.Tensor:
+        if not self.multi_label:
+            return record.labels[0]
+        label = torch.zeros(self.num_classes, dtype=torch.bool)
+        label[list(record.labels)] = True
+        return label
+
+    def _mask(self, record: Record, size: tuple[int, int]) -> Pixels:
+        if record.mask is None:
+            return np.full((size[1], size[0]), VOID, dtype=np.uint8)
+        mask = read_mask(record.mask, record.mask_values, size)
+        check_mask_values(record, mask)
+        return mask
+
+
+def _mask_numbers(record: Record, instances: list[int] | None) -> Pixels:
+    """The value in the sample's mask of each value in the file's, [256].
+
+    Args:
+        record: of the image.
+        instances: which of the record's boxes the sample has, in this order; None if the dataset has no boxes.
+    """
+    numbers = np.zeros(256, dtype=np.uint8)
+    numbers[VOID] = VOID
+    if instances is None:
+        if record.mask_values == "classes":
+            numbers[[label + 1 for label in record.labels]] = np.arange(1, len(record.labels) + 1)
+        else:
+            numbers[:VOID] = np.arange(VOID)
+        return numbers
+    # What is left of an instance whose box the crop has cut away is void: it belongs to the class, but has no number.
+    if record.mask_values == "object":
+        numbers[1] = 1 if instances else VOID
+    elif record.mask_values == "classes":
+        numbers[[label + 1 for label in record.labels]] = VOID
+        for number, instance in reversed(list(enumerate(instances, start=1))):
+            numbers[record.box_labels[instance] + 1] = number
+    else:
+        own = [label in record.labels for label in record.box_labels]
+        numbers[1 : len(own) + 1][own] = VOID
+        for number, instance in enumerate(instances, start=1):
+            numbers[instance + 1] = number
+    return numbers
+
+
+class ImageFilesDataModule(ImageDataModule):
+    """Base of the data modules of image files: reading, augmentation and the handling of bad files.
+
+    Subclasses implement :meth:`records` and ``class_names`` (and ``splits`` and ``multi_label`` where they differ),
+    call :meth:`leave_out` or :meth:`note` for every file that they find unusable, and ``save_hyperparameters()``.
+
+    Args:
+        root: folder of the dataset.
+        train_transforms: albumentations, each with ``class_path`` and ``init_args``; None takes random resized crop,
+            horizontal flip and light colour jitter at the model's size.
+        eval_transforms: the same for validation and test; None takes the model's own resize and crop.
+        eval_resize: where ``eval_transforms`` is None: ``"crop"`` for the model's own resize and centre crop,
+            ``"squash"`` for a resize to the model's size whatever the aspect, which cuts nothing off.
+        on_error: ``"raise"`` ends the run at the first file that is not usable and names it. ``"skip"`` leaves out
+            every image that is not usable, or whose annotation or mask is not, and lists them once; validation and test
+            images are therefore all read before the first is used. In the training the next readable image takes the
+            place of one that is not.
+        seed: of augmentations and order.
+        batch_size: images per batch and process.
+        num_workers: loading processes; 0 loads in the training process.
+
+    Raises:
+        InputError: for an unknown option or transform.
+    """
+
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    multi_label: bool = False
+
+    def __init__(
+        self,
+        root: str,
+        train_transforms: list[TransformSpec] | None = None,
+        eval_transforms: list[TransformSpec] | None = None,
+        eval_resize: Literal["crop", "squash"] = "crop",
+        on_error: OnError = "raise",
+        seed: int = 0,
+        batch_size: int = 64,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
+        check_choice("eval_resize", eval_resize, ("crop", "squash"))
+        check_choice("on_error", on_error, ("raise", "skip"))
+        self.root = Path(root).expanduser()
+        self.train_transforms = train_transforms
+        self.eval_transforms = eval_transforms
+        self.eval_resize = eval_resize
+        self.on_error = on_error
+        self.seed = seed
+        self.left_out: dict[str, None] = {}  # what is wrong with which file, in the order of finding, each once
+        self._records: dict[Split, list[Record]] = {}
+        for split in self.splits[:2]:
+            self.pipeline(split)  # what is wrong with the options shows before any file is read
+
+    @abstractmethod
+    def records(self, split: Split) -> list[Record]:
+        """Every image of a split whose files are there; none for a split that the dataset does not have."""
+
+    def leave_out(self, path: Path, trouble: str) -> None:
+        """Note that a file is not usable, and what is wrong with it; the caller gives no record for it.
+
+        Raises:
+            BadFileError: unless ``on_error`` is ``"skip"``.
+        """
+        self.note(bad_file(path, trouble))
+
+    def note(self, error: BadFileError) -> None:
+        """The same as :meth:`leave_out`, for an error that a reader has raised."""
+        if self.on_error == "raise":
+            raise BadFileError(f"{error}{_HINT}")
+        self.left_out.setdefault(str(error))
+
+    def usable_records(self, split: Split) -> list[Record]:
+        """The records of a split, found once; where bad files are skipped, those of val and test are read once too."""
+        if split not in self._records:
+            before = len(self.left_out)
+            records = self.records(split)
+            if self.on_error == "skip" and split != "train":
+                troubles = list(self.check_records(records))
+                for trouble in filter(None, troubles):
+                    self.note(trouble)
+                records = list(compress(records, [trouble is None for trouble in troubles]))
+            if not records:
+                raise InputError(f"There is no usable image for {split} in {printable(self.root)}.")
+            self._warn_of_left_out(before)
+            self._records[split] = records
+        return self._records[split]
+
+    def check_records(self, records: Sequence[Record]) -> Iterator[BadFileError | None]:
+        """Read the files of each record once: what is wrong with them, or None."""
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            for start in range(0, len(records), _AT_ONCE):
+                yield from pool.map(check_record, records[start : start + _AT_ONCE])
+
+    def pipeline(self, split: Split) -> Pipeline:
+        """The transforms of a split, for the data config at hand."""
+        training = split == "train"
+        name, specs = (
+            ("train_transforms", self.train_transforms) if training else ("eval_transforms", self.eval_transforms)
+        )
+        if specs is not None:
+            return Pipeline(build_transforms(specs, name), name)
+        if training:
+            return Pipeline(default_train_transforms(self.data_config), name)
+        return Pipeline(default_eval_transforms(self.data_config, self.eval_resize), name)
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        hparams = getattr(module, "hparams", {})
+        known = len(self.class_names)
+        if hparams.get("num_classes", known) != known:
+            raise InputError(
+                f"The model has {hparams['num_classes']} classes, but the data {known}: --model.num_classes {known}."
+            )
+
+    def build_dataset(self, split: Split) -> ImageFiles:
+        if split not in self.splits:
+            raise InputError(f"{type(self).__name__} has no {split} split; it has {', '.join(self.splits)}.")
+        return ImageFiles(
+            self.usable_records(split),
+            self.pipeline(split),
+            self.image_size,
+            len(self.class_names),
+            self.multi_label,
+            replace_bad=self.on_error == "skip" and split == "train",
+            seed=self.seed,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches, augmented anew in every epoch; the last incomplete one is dropped."""
+        dataset = self.dataset("train")
+        rank, world = rank_and_world()
+        sampler = StreamSampler(dataset, world, rank, shuffle=True, seed=self.seed, drop_last=True)
+        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def _warn_of_left_out(self, before: int) -> None:
+        new = list(self.left_out)[before:]
+        if new:
+            shown = "".join(f"\n  {trouble}" for trouble in new[:_SHOWN])
+            more = f"\n  and {len(new) - _SHOWN} more; --check_data lists all" if len(new) > _SHOWN else ""
+            warnings.warn(f"{len(new)} files are left out (on_error: skip):{shown}{more}", stacklevel=3)

@@ -1,0 +1,199 @@
+"""Reading image and mask files, whatever their mode; every failure names the file and the trouble. Knows no dataset."""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from litcam.data.batch import VOID
+from litcam.data.records import MaskValues, Record
+from litcam.errors import InputError
+
+Pixels = NDArray[np.uint8]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jfif"})
+
+_ORIENTATION = 0x0112  # the EXIF tag; from 5 on the sides are exchanged
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+)  # as Pillow's readers fail
+
+
+class SampleError(InputError):
+    """A sample cannot be given; raised in a loading process it is still one sentence in the main process."""
+
+    def __init__(self, message: str) -> None:
+        # A worker's exception is built anew in the main process, from its traceback: only the last line is the user's.
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].rstrip())
+
+
+class BadFileError(SampleError):
+    """An image, mask or annotation file is not usable; the message names it and the trouble."""
+
+
+def bad_file(path: Path, trouble: str) -> BadFileError:
+    """The error for a file and what is wrong with it."""
+    return BadFileError(f"{printable(path)}: {trouble}")
+
+
+def printable(path: Path | str) -> str:
+    """A path as text that can be printed and stored, also where its name is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def has_utf8_name(path: Path) -> bool:
+    """Whether a path can be written as text."""
+    return printable(path) == str(path)
+
+
+def read_image(path: Path) -> Pixels:
+    """The pixels of an image file as uint8 [H, W, 3], RGB, turned upright as its EXIF data say.
+
+    CMYK, palette and grayscale are converted, alpha is dropped, of 16 bits the upper 8 are kept; of several frames the
+    first is read.
+
+    Raises:
+        BadFileError: if the file is missing, empty, damaged, truncated, or has floating-point pixels.
+    """
+    with _Reading(path), Image.open(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(path, image)
+
+
+def image_size(path: Path, decode: bool = True) -> tuple[int, int]:
+    """(width, height) of an image file, turned upright.
+
+    Args:
+        path: of the file.
+        decode: read all of the file, so that damage shows; JPEG files at an eighth of their size, which is faster.
+
+    Raises:
+        BadFileError: if the file is missing, empty or damaged.
+    """
+    with _Reading(path), Image.open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        if decode:
+            image.draft("RGB", (1, 1))
+            image.load()
+            _to_rgb(path, image)
+        return (height, width) if turned else (width, height)
+
+
+def read_mask(path: Path, values: MaskValues, size: tuple[int, int]) -> Pixels:
+    """The values of a mask file, uint8 [H, W]; an ``"object"`` mask as 0 and 1. See :class:`~litcam.data.Record`.
+
+    Args:
+        path: of the file, a palette or grayscale image; for ``"object"`` any image.
+        values: what they say.
+        size: (width, height) of the image.
+
+    Raises:
+        BadFileError: if the file is not readable, has another size than the image, or is a colour picture.
+    """
+    with _Reading(path), Image.open(path) as image:
+        if image.size != size:
+            raise bad_file(
+                path, f"the mask is {_by(image.size)}, but its image {_by(size)}; draw it at the image's size"
+            )
+        if values == "object":
+            grey = np.asarray(image.convert("L") if image.mode not in ("L", "P", "1", "I;16") else image)
+            return np.asarray(2 * grey.astype(np.int64) > grey.max(), dtype=np.uint8)
+        pixels = np.asarray(image)
+        if pixels.ndim != 2 or pixels.dtype.kind not in "ub" or pixels.max() > VOID:
+            raise bad_file(
+                path, f"a mask of mode {image.mode} has no class or instance numbers; save it as palette or grayscale"
+            )
+        return pixels.astype(np.uint8)
+
+
+def check_record(record: Record) -> BadFileError | None:
+    """Read the files of a record once; what is wrong with them, or None."""
+    try:
+        size = image_size(record.path)
+        usable_boxes(record, size)
+        if record.mask is not None:
+            check_mask_values(record, read_mask(record.mask, record.mask_values, size))
+    except BadFileError as error:
+        return error
+    return None
+
+
+def usable_boxes(record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The boxes of a record [n, 4], cut off at the border of its image of (width, height).
+
+    Raises:
+        BadFileError: if nothing is left of a box, or the annotation is of an image of another size.
+    """
+    if record.size is not None and record.size != size:
+        raise bad_file(record.path, f"the image is {_by(size)}, but its annotation says {_by(record.size)}")
+    boxes = np.array(record.boxes or (), dtype=np.float32).reshape(-1, 4)
+    cut = boxes.clip(0, np.array([*size, *size], dtype=np.float32))
+    for box, (x0, y0, x1, y1) in zip(boxes.tolist(), cut.tolist(), strict=True):
+        if not (x1 > x0 and y1 > y0):  # so that NaN is found too
+            raise bad_file(record.path, f"nothing of the box {shown_box(box)} lies in the image of {_by(size)} pixels")
+    return cut
+
+
+def check_mask_values(record: Record, mask: Pixels) -> None:
+    """Raise BadFileError if an instance mask has an instance more than the record has boxes."""
+    if record.mask_values == "instances" and record.mask is not None and record.boxes is not None:
+        largest = int(mask[mask != VOID].max(initial=0))
+        if largest > len(record.boxes):
+            raise bad_file(record.mask, f"the mask has an instance {largest}, but there are {len(record.boxes)} boxes")
+
+
+def shown_box(box: Sequence[float]) -> str:
+    """A box as messages show it."""
+    return f"({', '.join(f'{value:g}' for value in box)})"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} by {size[1]}"
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):  # 16 bits; Pillow before 10.3 reads such PNG files as 32
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise bad_file(path, "the image has more than 16 bits per channel; save it with 8 or 16")
+        return np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise bad_file(path, "the image has floating-point pixels, whose range nobody knows; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+class _Reading:
+    """Turn the many ways in which a reader fails into one error that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, BadFileError):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise bad_file(self.path, "the file does not exist") from None
+        if isinstance(error, PermissionError | IsADirectoryError):
+            raise bad_file(self.path, f"the file cannot be opened ({error.strerror})") from None
+        if isinstance(error, UnidentifiedImageError):
+            empty = self.path.stat().st_size == 0
+            raise bad_file(self.path, "the file is empty" if empty else "the file is not an image") from None
+        if isinstance(error, (*_DAMAGED, Image.DecompressionBombError)):
+            raise bad_file(self.path, f"the file is damaged ({str(error) or type(error).__name__})") from None

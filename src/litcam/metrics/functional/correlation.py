@@ -1,0 +1,27 @@
+"""Correlation of pairs of maps, one number per pair."""
+
+import torch
+from torch import Tensor
+
+
+def pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Linear correlation of maps [B, H, W] with maps of the same shape: float64 [B]; NaN where one is constant."""
+    a, b = (values.double().flatten(1) for values in (first, second))
+    a, b = (values - values.mean(1, keepdim=True) for values in (a, b))
+    covariance = (a * b).sum(1)
+    return (covariance / (a.square().sum(1) * b.square().sum(1)).sqrt()).clamp(-1, 1)
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Rank correlation of maps [B, H, W] with maps of the same shape, ties by their mean rank: float64 [B]."""
+    return pearson(_ranks(first), _ranks(second))
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """Ranks of the values within each map; float64 of the maps' shape."""
+    ranks = []
+    for values in maps:
+        _, place, ties = torch.unique(values, return_inverse=True, return_counts=True)
+        mean_rank = ties.cumsum(0) - (ties.double() - 1) / 2
+        ranks.append(mean_rank[place])
+    return torch.stack(ranks)
