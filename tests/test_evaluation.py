@@ -69,6 +69,32 @@ def test_two_classes_per_image_are_scored_each_and_told_apart() -> None:
     assert "class_energy" not in results["uniform"]
 
 
+class OneToThreeClasses(DigitScenesDataModule):
+    """Two-class scenes, of which the first ones lack a label and the second ones have one too many."""
+
+    def build_dataset(self, split: Any) -> Any:
+        scenes = [super(OneToThreeClasses, self).build_dataset(split)[i] for i in range(6)]
+        for position, scene in enumerate(scenes):
+            present, absent = scene["label"].nonzero()[:, 0], (~scene["label"]).nonzero()[:, 0]
+            if position < 2:
+                scene["label"][present[0]] = False
+            elif position < 4:
+                scene["label"][absent[0]] = True
+        return scenes
+
+
+def test_images_may_have_different_numbers_of_classes() -> None:
+    module, _ = make_run()
+    module.hparams["multi_label"] = True
+    data = OneToThreeClasses(classes=2, batch_size=4, num_workers=0)
+    data.use_data_config(module.data_config)
+    scores = evaluate(module, data, ("agcam",), perturbation_images=None)["methods"]["agcam"]
+    assert scores["degenerate"]["num_images"] == 2 * 1 + 2 * 3 + 2 * 2
+    assert scores["iou"]["num_images"] == 2 * 1 + 2 * 2 + 2 * 2  # the label too many has no region
+    assert scores["class_energy"]["num_images"] == 2
+    assert "abpc" not in scores
+
+
 def test_a_map_that_is_zero_on_all_classes_is_in_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     module, data = make_run()
     data.style = SceneStyle(classes=2)

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from litcam.data import (
     Batch,
     ImageDataModule,
     box_regions,
-    class_regions,
+    labelled_pairs,
     mask_regions,
-    present_classes,
     read_batch,
+    regions_of,
 )
 from litcam.data.module import Split
 from litcam.errors import CheckpointError, InputError
@@ -64,8 +64,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score explanation methods on every image of a split; one forward per image serves all methods that can share it.
 
-    Where images have several classes each, every class of an image is explained and scored, and class discrimination
-    with them; a prediction counts as right if it is one of the classes.
+    Where images have several classes, every class of an image is explained and scored, and class discrimination with
+    them; a prediction counts as right if it is one of the classes. Perturbation follows a softmax probability: it is
+    left out for a multi-label classifier.
 
     Args:
         module: a Vision Transformer, or a module that holds one, on the device to compute on.
@@ -93,7 +94,8 @@ def evaluate(
     total = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     perturbed = torch.zeros(total, dtype=torch.bool)
-    perturbed[order[: total if perturbation_images is None else perturbation_images]] = True
+    if not getattr(module, "hparams", {}).get("multi_label", False):
+        perturbed[order[: total if perturbation_images is None else perturbation_images]] = True
     scores: dict[str, Scores] = {name: {} for name in explainers}
     correct, seen = 0, 0
     device = next(module.parameters()).device
@@ -101,7 +103,8 @@ def evaluate(
         batch = read_batch(datamodule.normalize(move_data_to_device(raw_batch, device)), multi_label=True)
         vit.check_images(batch["image"])
         trace = record(vit, batch["image"], {explainer: explainer.read for explainer in explainers.values()})
-        correct += int((trace.logits.argmax(1, keepdim=True) == present_classes(batch)).any(1).sum())
+        images, classes = labelled_pairs(batch)
+        correct += int((trace.logits.argmax(1)[images] == classes).sum())  # one of the classes, if there are several
         subset = perturbed[seen : seen + len(batch["label"])]
         seen += len(batch["label"])
         for name, explainer in explainers.items():
@@ -227,42 +230,53 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def _score_batch(explainer: Explainer, trace: AttentionTrace, batch: Batch, subset: Tensor) -> dict[str, Tensor]:
     """Every metric of one method on one batch: float64 per image and class; what does not apply to one is left out."""
-    classes = present_classes(batch)  # [B, K]
-    per_image = classes.shape[1]
+    images, classes = labelled_pairs(batch)  # [M]
+    trace = trace.select(images)
     heatmaps = explainer.explain(trace, classes).upsample((trace.images.shape[-2], trace.images.shape[-1]))
-    maps = heatmaps.flatten(0, 1)  # [B·K, H, W]
-    degenerate = is_degenerate(maps)
+    degenerate = is_degenerate(heatmaps)
     scores = {"degenerate": degenerate.double()}
-    kinds: tuple[tuple[Literal["boxes", "masks"], str, str], ...] = (("boxes", "boxes", ""), ("masks", "mask", "mask_"))
-    for kind, prediction, prefix in kinds:
-        regions = _regions(batch, classes, kind)
-        if regions is not None:
-            region = regions.flatten(0, 1)
+    regions = {kind: _regions(batch, images, classes, kind) for kind in ("boxes", "masks")}
+    for kind, prediction, prefix in (("boxes", "boxes", ""), ("masks", "mask", "mask_")):
+        region = regions[kind]
+        if region is not None:
             kept = ~degenerate & region.flatten(1).any(1)
             if kept.any():
-                localized = localization(maps[kept], region[kept], prediction=prediction)
+                localized = localization(heatmaps[kept], region[kept], prediction=prediction)
                 scores.update({prefix + name: localized[name] for name in LOCALIZATION_SCORES})
-            if per_image > 1 and kind == "masks":
-                kept = ~degenerate.view(classes.shape).any(1) & own_regions(regions).flatten(2).any(2).all(1)
-                if kept.any():
-                    told_apart = class_discrimination(heatmaps[kept], regions[kept])
-                    comparable = ~told_apart["class_energy"].isnan()  # some map is zero on all classes: nothing to say
-                    scores |= {name: values[comparable] for name, values in told_apart.items()}
-    kept = ~degenerate & subset.to(degenerate.device).repeat_interleave(per_image)
+    if regions["masks"] is not None:
+        scores |= _tell_apart(images, heatmaps, regions["masks"], degenerate)
+    kept = ~degenerate & subset.to(degenerate.device)[images]
     if kept.any():
-        images, logits = (x.repeat_interleave(per_image, 0)[kept] for x in (trace.images, trace.logits))
-        lerf, morf = perturbation_curves(trace.module, images, maps[kept], classes.flatten()[kept], logits)
+        lerf, morf = perturbation_curves(
+            trace.module, trace.images[kept], heatmaps[kept], classes[kept], trace.logits[kept]
+        )
         scores |= {"lerf": lerf.mean(1), "morf": morf.mean(1), "abpc": lerf.mean(1) - morf.mean(1)}
     return scores
 
 
-def _regions(batch: Batch, classes: Tensor, kind: Literal["boxes", "masks"]) -> Tensor | None:
-    """The true region of each class [B, K] of each image: bool [B, K, H, W]; None without annotation."""
+def _tell_apart(images: Tensor, heatmaps: Tensor, regions: Tensor, degenerate: Tensor) -> dict[str, Tensor]:
+    """Class discrimination of the images of several classes, from the maps [M, H, W] of pairs of image and class."""
+    counts = images.bincount()
+    parts: dict[str, list[Tensor]] = {}
+    for count in counts[counts > 1].unique().tolist():
+        chosen = counts[images] == count
+        maps, own = (x[chosen].unflatten(0, (-1, count)) for x in (heatmaps, regions))  # [n, K, H, W]
+        kept = ~degenerate[chosen].view(-1, count).any(1) & own_regions(own).flatten(2).any(2).all(1)
+        if kept.any():
+            told_apart = class_discrimination(maps[kept], own[kept])
+            comparable = ~told_apart["class_energy"].isnan()  # some map is zero on all classes: nothing to say
+            for name, values in told_apart.items():
+                parts.setdefault(name, []).append(values[comparable])
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _regions(batch: Batch, images: Tensor, classes: Tensor, kind: str) -> Tensor | None:
+    """The true region of each pair of image and class: bool [M, H, W]; None without annotation."""
     if {"boxes": "boxes", "masks": "mask"}[kind] not in batch:
         return None
-    if classes.shape[1] > 1:
-        return class_regions(batch, classes, kind)
-    return (box_regions if kind == "boxes" else mask_regions)(batch)[:, None]
+    if batch["label"].ndim == 1:
+        return (box_regions if kind == "boxes" else mask_regions)(batch)
+    return regions_of(batch, images, classes, "boxes" if kind == "boxes" else "masks")
 
 
 def _summarize(scores: Scores, seed: int) -> dict[str, dict[str, float | int]]:

@@ -171,7 +171,7 @@ def test_many_classes_are_summed_up(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not any("class_7" in row for row in rows)
 
 
-@pytest.mark.parametrize("name", ["folder", "voc2012"])
+@pytest.mark.parametrize("name", ["folder", "voc2012", "voc2012_multilabel"])
 def test_the_shipped_configs_are_valid(name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
     assert path.read_text().splitlines()[1].startswith(f"#   python train.py --config configs/{name}.yaml")

@@ -104,6 +104,15 @@ def _are_multi_hot(labels: Any) -> bool:
     return isinstance(labels, Tensor) and labels.ndim == 2 and labels.dtype == torch.bool
 
 
+def labelled_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Every class of every image: indices of the images in the batch and class indices, [M] each, images rising."""
+    labels = batch["label"]
+    if labels.ndim == 1:
+        return torch.arange(len(labels), device=labels.device), labels
+    images, classes = labels.nonzero(as_tuple=True)
+    return images, classes
+
+
 def present_classes(batch: Batch) -> Tensor:
     """The classes that each image has: int64 [B, K], rising; with class indices as labels K is 1.
 
