@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from litcam.errors import UnsupportedModelError
+from litcam.patches import PatchEmbeddingMode
 from litcam.sdpa import AttentionArguments, AttentionCall, AttentionMode, Handler
 from litcam.vit import ViT, evaluating, frozen
 
@@ -397,6 +398,7 @@ def record(
         else:
             context.enter_context(autograd_anywhere(images.device.type))
             context.enter_context(frozen(vit.root))
+            context.enter_context(PatchEmbeddingMode())
             images = images.detach().clone().to(vit.dtype).requires_grad_(autograd == "full")
         logits = (forward or vit.root)(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
