@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.errors import check_at_least, check_choice
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import ImageMetric
 from litcam.metrics.functional.adcc import ADCC_SCORES, Explain, adcc, adcc_scores
 from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision, check_batch
 
 
-class ADCC(Metric):
+class ADCC(ImageMetric):
     """Average drop, coherency and complexity, and their harmonic mean (Poppi et al., CVPRW 2021).
 
     See :func:`litcam.metrics.functional.adcc_scores`. ``compute()`` gives the means over images of ``drop``,
@@ -37,12 +37,9 @@ class ADCC(Metric):
         InputError: for an option out of its range.
     """
 
-    is_differentiable = False
-    full_state_update = False
+    counted = (*ImageMetric.counted, "num_masked_degenerate")
 
     total: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
     num_masked_degenerate: Tensor
 
     def __init__(self, batch_size: int = 128, precision: Precision = "fp32", **kwargs: Any) -> None:
@@ -52,8 +49,6 @@ class ADCC(Metric):
         self.batch_size = batch_size
         self.precision: Precision = precision
         self.add_state("total", torch.zeros(len(ADCC_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
-        for count in ("num_images", "num_degenerate", "num_masked_degenerate"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -98,7 +93,5 @@ class ADCC(Metric):
         return {
             **means,
             "adcc_of_means": adcc(means["drop"], means["coherency"], means["complexity"]),
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-            "num_masked_degenerate": self.num_masked_degenerate,
+            **self.counts,
         }

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import IOU_LEVELS, NUM_THRESHOLDS, box_overlaps
 
 
-class MaxBoxAcc(Metric):
+class MaxBoxAcc(RegionMetric):
     """Box accuracy at the best threshold, MaxBoxAcc and MaxBoxAccV2 (Choe et al., CVPR 2020, and its journal version).
 
     See :func:`litcam.metrics.functional.box_overlaps` for the boxes, and for how the authors' code differs a little.
@@ -29,23 +29,14 @@ class MaxBoxAcc(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     hits: Tensor
     hits_v2: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
-    num_without_region: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("hits", torch.zeros(NUM_THRESHOLDS, dtype=torch.int64), dist_reduce_fx="sum")
         hits_v2 = torch.zeros(len(IOU_LEVELS), NUM_THRESHOLDS, dtype=torch.int64)
         self.add_state("hits_v2", hits_v2, dist_reduce_fx="sum")
-        for count in ("num_images", "num_degenerate", "num_without_region"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, heatmaps: Tensor, boxes: Tensor) -> None:
         """Add images.
@@ -62,13 +53,10 @@ class MaxBoxAcc(Metric):
         largest, best = box_overlaps(heatmaps, boxes)  # [B, 1000] each
         degenerate = is_degenerate(heatmaps)
         indices = torch.arange(len(heatmaps), device=heatmaps.device)
-        without_region = ~torch.isin(indices, boxes[:, 0].long().to(heatmaps.device)) & ~degenerate
-        kept = ~degenerate & ~without_region
+        without_region = ~torch.isin(indices, boxes[:, 0].long().to(heatmaps.device))
+        kept = self.take(degenerate, without_region)
         self.hits += (largest[kept] >= 0.5).sum(0)
         self.hits_v2 += torch.stack([(best[kept] >= level).sum(0) for level in IOU_LEVELS])
-        self.num_images += kept.sum()
-        self.num_degenerate += degenerate.sum()
-        self.num_without_region += without_region.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Scores and counts by name."""
@@ -78,7 +66,5 @@ class MaxBoxAcc(Metric):
             "max_box_acc": accuracy,
             "max_box_acc_v2": (self.hits_v2.double() / self.num_images).amax(1).mean(),
             "threshold": torch.where(self.num_images > 0, threshold, torch.nan),
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-            "num_without_region": self.num_without_region,
+            **self.counts,
         }

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import CLASS_SCORES, class_discrimination, own_regions
 
 
-class ClassDiscrimination(Metric):
+class ClassDiscrimination(RegionMetric):
     """Mean class discrimination over images of several classes: figure 6 of the AGCAM paper in numbers.
 
     See :func:`litcam.metrics.functional.class_discrimination` for the scores; a class-blind method scores 1/K, whatever
@@ -25,20 +25,11 @@ class ClassDiscrimination(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     total: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
-    num_without_region: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("total", torch.zeros(len(CLASS_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
-        for count in ("num_images", "num_degenerate", "num_without_region"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, heatmaps: Tensor, regions: Tensor) -> None:
         """Add images.
@@ -54,18 +45,13 @@ class ClassDiscrimination(Metric):
         says_nothing = is_degenerate(heatmaps.flatten(0, 1)).view(heatmaps.shape[:2]).any(1)
         without_region = ~own_regions(regions).flatten(2).any(2).all(1) & ~says_nothing
         degenerate = says_nothing | (scores["class_energy"].isnan() & ~without_region)
-        kept = ~degenerate & ~without_region
+        kept = self.take(degenerate, without_region)
         self.total += torch.stack([scores[name][kept].sum() for name in CLASS_SCORES])
-        self.num_images += kept.sum()
-        self.num_degenerate += degenerate.sum()
-        self.num_without_region += without_region.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Means by name, and the counts."""
         means = self.total / self.num_images
         return {
             **dict(zip(CLASS_SCORES, means.unbind(), strict=True)),
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-            "num_without_region": self.num_without_region,
+            **self.counts,
         }

@@ -4,14 +4,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.errors import check_choice, check_threshold
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import LOCALIZATION_SCORES, localization
 
 
-class Localization(Metric):
+class Localization(RegionMetric):
     """Mean localization scores over images; the protocol of the AGCAM paper (Leem & Seo, AAAI 2024, tables 1 to 3).
 
     See :func:`litcam.metrics.functional.localization` for the scores. ``compute()`` gives their means and the counts
@@ -31,14 +31,7 @@ class Localization(Metric):
         InputError: for a threshold outside [0, 1) or of another name, or an unknown prediction.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     total: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
-    num_without_region: Tensor
 
     def __init__(
         self,
@@ -57,8 +50,6 @@ class Localization(Metric):
         self.prediction = prediction
         self.paper = paper
         self.add_state("total", torch.zeros(len(LOCALIZATION_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
-        for count in ("num_images", "num_degenerate", "num_without_region"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, heatmaps: Tensor, regions: Tensor) -> None:
         """Add images.
@@ -71,19 +62,13 @@ class Localization(Metric):
             return
         scores = localization(heatmaps, regions, self.threshold, self.prediction, self.paper)
         degenerate = is_degenerate(heatmaps)
-        without_region = ~regions.flatten(1).any(1) & ~degenerate
-        kept = ~degenerate & ~without_region
+        kept = self.take(degenerate, without_region=~regions.flatten(1).any(1))
         self.total += torch.stack([scores[name][kept].sum() for name in LOCALIZATION_SCORES])
-        self.num_images += kept.sum()
-        self.num_degenerate += degenerate.sum()
-        self.num_without_region += without_region.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Means by name, and the counts."""
         means = self.total / self.num_images
         return {
             **dict(zip(LOCALIZATION_SCORES, means.unbind(), strict=True)),
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-            "num_without_region": self.num_without_region,
+            **self.counts,
         }

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.errors import check_at_least, check_choice
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import ImageMetric
 from litcam.metrics.functional.fills import FillOptions
 from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision, check_batch
 from litcam.metrics.functional.perturbation import find_protocol, perturbation_curves
 
 
-class Perturbation(Metric):
+class Perturbation(ImageMetric):
     """Areas under the perturbation curves, under the protocol of a paper.
 
     ``"agcam"`` (Leem & Seo, AAAI 2024, table 4): pixels are set to 0 in normalised space at 0, 10, …, 100 %, y is the
@@ -55,12 +55,7 @@ class Perturbation(Metric):
         InputError: for an option out of its range, or without ``mean`` and ``std`` where the protocol needs them.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
     total: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
 
     def __init__(
         self,
@@ -84,8 +79,6 @@ class Perturbation(Metric):
         self.precision: Precision = precision
         curves = torch.zeros(2, len(self.protocol.points), dtype=torch.float64)
         self.add_state("total", curves, dist_reduce_fx="sum")
-        for count in ("num_images", "num_degenerate"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, net: Net, images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:
         """Add images.
@@ -123,5 +116,4 @@ class Perturbation(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Areas, curves and counts by name."""
         first, second = self.total / self.num_images
-        counts = {"num_images": self.num_images, "num_degenerate": self.num_degenerate}
-        return {**self.protocol.scores((first, second)), **counts}
+        return {**self.protocol.scores((first, second)), **self.counts}

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import NUM_THRESHOLDS, pixel_average_precision, pixel_histograms
 
 
-class PxAP(Metric):
+class PxAP(RegionMetric):
     """Pixel average precision over a dataset (Choe et al., CVPR 2020, "Evaluation metrics").
 
     See :func:`litcam.metrics.functional.pixel_average_precision` for the formula. ``compute()`` gives ``pxap``, the
@@ -25,22 +25,13 @@ class PxAP(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     foreground: Tensor
     background: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
-    num_without_region: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for histogram in ("foreground", "background"):
             self.add_state(histogram, torch.zeros(NUM_THRESHOLDS + 1, dtype=torch.int64), dist_reduce_fx="sum")
-        for count in ("num_images", "num_degenerate", "num_without_region"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> None:
         """Add images.
@@ -57,19 +48,13 @@ class PxAP(Metric):
             return
         foreground, background = pixel_histograms(heatmaps, regions, valid)  # [B, 1001] each
         degenerate = is_degenerate(heatmaps)
-        without_region = (foreground.sum(1) == 0) & ~degenerate
-        kept = ~degenerate & ~without_region
+        kept = self.take(degenerate, without_region=foreground.sum(1) == 0)
         self.foreground += foreground[kept].sum(0)
         self.background += background[kept].sum(0)
-        self.num_images += kept.sum()
-        self.num_degenerate += degenerate.sum()
-        self.num_without_region += without_region.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Score and counts by name."""
         return {
             "pxap": pixel_average_precision(self.foreground, self.background),
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-            "num_without_region": self.num_without_region,
+            **self.counts,
         }

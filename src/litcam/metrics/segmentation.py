@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from litcam.heatmaps import is_degenerate
+from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import segmentation
 
 
-class Segmentation(Metric):
+class Segmentation(RegionMetric):
     """Segmentation scores over a dataset; the protocol of Chefer et al. (CVPR 2021, segmentation tests).
 
     Foreground is where a map exceeds its own mean; see :func:`litcam.metrics.functional.segmentation`. ``compute()``
@@ -31,18 +31,11 @@ class Segmentation(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     intersection: Tensor
     union: Tensor
     num_pixels: Tensor
     precision_total: Tensor
     foreground_precision_total: Tensor
-    num_images: Tensor
-    num_degenerate: Tensor
-    num_without_region: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,8 +43,7 @@ class Segmentation(Metric):
             self.add_state(pixels, torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
         for total in ("precision_total", "foreground_precision_total"):
             self.add_state(total, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        for count in ("num_pixels", "num_images", "num_degenerate", "num_without_region"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("num_pixels", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> None:
         """Add images.
@@ -69,16 +61,12 @@ class Segmentation(Metric):
         scores = segmentation(heatmaps, regions, valid)
         valid = torch.ones_like(regions) if valid is None else valid
         degenerate = is_degenerate(heatmaps)
-        without_region = ~(regions & valid).flatten(1).any(1) & ~degenerate
-        kept = ~degenerate & ~without_region
+        kept = self.take(degenerate, without_region=~(regions & valid).flatten(1).any(1))
         self.intersection += scores["intersection"][kept].sum(0)
         self.union += scores["union"][kept].sum(0)
         self.num_pixels += valid[kept].sum()
         self.precision_total += scores["average_precision"][kept].sum()
         self.foreground_precision_total += scores["foreground_average_precision"][kept].sum()
-        self.num_images += kept.sum()
-        self.num_degenerate += degenerate.sum()
-        self.num_without_region += without_region.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Scores and counts by name."""
@@ -87,7 +75,5 @@ class Segmentation(Metric):
             "miou": (self.intersection.double() / self.union).mean(),
             "map": self.precision_total / self.num_images,
             "foreground_map": self.foreground_precision_total / self.num_images,
-            "num_images": self.num_images,
-            "num_degenerate": self.num_degenerate,
-            "num_without_region": self.num_without_region,
+            **self.counts,
         }

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litcam.errors import InputError
-from litcam.metrics.functional.checks import check_maps
+from litcam.metrics.functional.checks import check_maps, check_scaled
 from litcam.metrics.functional.components import level_components
-from litcam.metrics.functional.thresholds import NUM_THRESHOLDS, check_scaled, reached_thresholds
+from litcam.metrics.functional.thresholds import NUM_THRESHOLDS, reached_thresholds
 
 IOU_LEVELS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from litcam.metrics.functional.checks import check_maps, check_regions
-from litcam.metrics.functional.segmentation import check_valid
-from litcam.metrics.functional.thresholds import NUM_THRESHOLDS, check_scaled, reached_thresholds
+from litcam.metrics.functional.checks import check_maps, check_regions, check_scaled, check_valid
+from litcam.metrics.functional.thresholds import NUM_THRESHOLDS, reached_thresholds
 
 
 def pixel_histograms(heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

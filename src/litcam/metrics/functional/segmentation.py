@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from litcam.errors import InputError
-from litcam.metrics.functional.checks import check_maps, check_regions
-from litcam.metrics.functional.thresholds import check_scaled
+from litcam.metrics.functional.checks import check_maps, check_regions, check_scaled, check_valid
 
 
 def segmentation(heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
@@ -65,14 +63,3 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
     last = torch.searchsorted(-ranked, -ranked, right=True) - 1  # equal scores enter together
     return (hits * precision[last]).sum() / hits.sum()
-
-
-def check_valid(valid: Tensor | None, heatmaps: Tensor) -> Tensor:
-    """The mask of valid pixels, all of them for None; raise InputError unless it is bool and of the heatmaps' shape."""
-    if valid is None:
-        return torch.ones_like(heatmaps, dtype=torch.bool)
-    if valid.shape != heatmaps.shape or valid.dtype != torch.bool:
-        raise InputError(
-            f"valid has to be bool {list(heatmaps.shape)} like the heatmaps, not {valid.dtype} {list(valid.shape)}."
-        )
-    return valid

@@ -3,20 +3,10 @@
 import torch
 from torch import Tensor
 
-from litcam.errors import InputError
+from litcam.metrics.functional.checks import check_scaled
 
 NUM_THRESHOLDS = 1000  # 0, 0.001, …, 0.999
 OTSU_BINS = 256
-
-
-def check_scaled(heatmaps: Tensor) -> None:
-    """Raise InputError if a finite value of the maps lies outside [0, 1]."""
-    outside = ((heatmaps < 0) | (heatmaps > 1)) & heatmaps.isfinite()
-    if outside.any():
-        raise InputError(
-            f"heatmaps have to lie in [0, 1], but hold {heatmaps[outside][0].item():.6g}; "
-            "scale them, for example with litcam.heatmaps.upsample."
-        )
 
 
 def reached_thresholds(heatmaps: Tensor) -> Tensor:
