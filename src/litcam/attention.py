@@ -36,16 +36,16 @@ class BlockInput:
 
 @dataclass(frozen=True)
 class Graph:
-    """A forward with autograd.
+    """A forward with autograd, or the end of one.
 
     Attributes:
-        images: [B, 3, H, W], the leaf it started from.
+        leaf: where it starts: images [B, 3, H, W], or the features [B, N, D] that the last block's attention reads.
         logits: [B, C].
         calls: the attention calls, first block first; detached.
         outputs: their outputs [B, H, N, d], in the graph.
     """
 
-    images: Tensor
+    leaf: Tensor
     logits: Tensor
     calls: Sequence[AttentionCall]
     outputs: Sequence[Tensor]
@@ -125,7 +125,7 @@ class AttentionTrace:
     ) -> Tensor | None:
         """Logits [R, C] of tokens [R, N or P, D] that enter the last block in place of the recorded ones.
 
-        To be compared with the recorded logits by :func:`agree` before it is relied on.
+        To be relied on only once it has led to the recorded logits, by :func:`agree` or :meth:`resume_as_recorded`.
 
         Args:
             tokens: R may be other than B; with P prefix tokens alone, ``handle`` has to answer the attention.
@@ -159,6 +159,24 @@ class AttentionTrace:
             last = replace(self.last_input, tokens=tokens) if whole else BlockInput(tokens, (), {})
             inputs = {0: BlockInput(self.last_input.tokens[:, :1], (), {})} if skim else {}
             return self._again({**inputs, len(self.vit.blocks) - 1: last}, skim)
+
+    def resume_as_recorded(
+        self, handle: Handler | None = None, features: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, bool]:
+        """The recorded logits [B, C] once more, by :meth:`resume` with the recorded tokens; and whether it could skim.
+
+        Raises:
+            UnsupportedModelError: if the logits are others.
+        """
+        tokens = self.last_input.tokens.to(self.vit.dtype)
+        for skim in (True, False):
+            logits = self.resume(tokens, handle, features, skim)
+            if logits is not None and agree(logits.detach(), self.logits):
+                return logits, skim
+        raise UnsupportedModelError(
+            f"{type(self.module).__name__} gives other logits when its last block runs again on the same tokens; "
+            "methods that start at the last block cannot explain it."
+        )
 
     def attend_last(self, tokens: Tensor, handle: Handler, features: Callable[[Tensor], Tensor] | None = None) -> None:
         """Run the last block alone on tokens [R, N, D] until its attention has been handled; see :meth:`resume`."""
@@ -240,14 +258,6 @@ def agree(replayed: Tensor, recorded: Tensor) -> bool:
     tolerance = 1e-3 if recorded.dtype in (torch.float32, torch.float64) else 0.1
     error = (replayed.double() - recorded.double()).abs().amax()
     return bool(error <= tolerance * recorded.double().abs().amax()) or not bool(recorded.isfinite().all())
-
-
-def cannot_resume(trace: AttentionTrace) -> UnsupportedModelError:
-    """What to raise where :meth:`AttentionTrace.resume` does not lead to the recorded logits."""
-    return UnsupportedModelError(
-        f"{type(trace.module).__name__} gives other logits when its last block runs again on the same tokens; "
-        "methods that start at the last block cannot explain it."
-    )
 
 
 class AttentionRecorder:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from litcam.attention import AttentionTrace, Autograd, Graph, agree, autograd_anywhere, cannot_resume, record
+from litcam.attention import AttentionTrace, Autograd, Graph, autograd_anywhere, record
 from litcam.sdpa import AttentionArguments, AttentionCall
 
 
@@ -52,24 +52,7 @@ def graph_of(trace: AttentionTrace, autograd: Autograd) -> Graph:
     return trace.graph
 
 
-@dataclass(frozen=True)
-class LastBlock:
-    """The last block run again with autograd.
-
-    Attributes:
-        features: [B, N, D], what its attention reads: the leaf of the graph.
-        logits: [B, C].
-        calls: its attention calls; detached.
-        outputs: their outputs, in the graph.
-    """
-
-    features: Tensor
-    logits: Tensor
-    calls: Sequence[AttentionCall]
-    outputs: Sequence[Tensor]
-
-
-def last_block(trace: AttentionTrace) -> LastBlock:
+def last_block(trace: AttentionTrace) -> Graph:
     """Run the last block, the final norm and the head again, with autograd from the features of the block on.
 
     Raises:
@@ -80,8 +63,10 @@ def last_block(trace: AttentionTrace) -> LastBlock:
     outputs: list[Tensor] = []
 
     def start(features: Tensor) -> Tensor:
-        leaves[:] = [features.detach().requires_grad_()]
-        return leaves[0]
+        calls.clear()
+        outputs.clear()
+        leaves.append(features.detach().requires_grad_())
+        return leaves[-1]
 
     def observe(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
         outputs.append(attend())
@@ -89,14 +74,8 @@ def last_block(trace: AttentionTrace) -> LastBlock:
         return outputs[-1]
 
     with autograd_anywhere(trace.images.device.type):
-        tokens = trace.last_input.tokens.to(trace.vit.dtype)
-        for skim in (True, False):
-            calls.clear()
-            outputs.clear()
-            logits = trace.resume(tokens, observe, start, skim)
-            if logits is not None and agree(logits.detach(), trace.logits):
-                return LastBlock(leaves[0], logits, calls, outputs)
-    raise cannot_resume(trace)
+        logits, _ = trace.resume_as_recorded(observe, start)
+    return Graph(leaves[-1], logits, calls, outputs)
 
 
 def class_gradients(logits: Tensor, targets: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -78,6 +78,13 @@ class ViT(ABC):
         """The tokens that the head reads: class token (and distillation token), or all patch tokens."""
         return slice(0, self.num_head_tokens) if self.pools_class_token else slice(self.num_prefix_tokens, None)
 
+    def readout_row(self, tokens: Tensor) -> Tensor:
+        """Weights of the mean over the tokens that the head reads, for token values [..., N] and of their shape."""
+        row = torch.zeros_like(tokens)
+        read = row[..., self.readout]
+        read += 1 / read.shape[-1]
+        return row
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the net's parameters."""

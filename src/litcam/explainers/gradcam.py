@@ -33,10 +33,10 @@ class _TokenCAM(Explainer):
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
         block = last_block(trace)
-        (gradients,) = class_gradients(block.logits, targets, [block.features])  # [K, B, N, D]
+        (gradients,) = class_gradients(block.logits, targets, [block.leaf])  # [K, B, N, D]
         patches = slice(self.vit.num_prefix_tokens, None)
         # In double precision: Grad-CAM++ divides by small numbers.
-        features, gradients = block.features.detach()[:, patches].double(), gradients[:, :, patches].double()
+        features, gradients = block.leaf.detach()[:, patches].double(), gradients[:, :, patches].double()
         heatmap = (self.weights(features, gradients) * features).sum(-1)  # [K, B, patches]
         grid = heatmap.transpose(0, 1).reshape(*targets.shape, *trace.grid)
         return grid.relu() if self.relu else grid
@@ -116,7 +116,7 @@ class CAM(Explainer):
         net: an average-pooled timm model.
 
     Raises:
-        UnsupportedModelError: for any other pooling or head.
+        UnsupportedModelError: for any other pooling or head, or if the last block cannot be run again by itself.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -151,10 +151,7 @@ def _final_tokens(trace: AttentionTrace, net: Any) -> Tensor:
     seen: list[Tensor] = []
     handle = net.norm.register_forward_hook(lambda norm, inputs, output: seen.append(output))
     try:
-        for skim in (True, False):
-            logits = trace.resume(trace.last_input.tokens, skim=skim)
-            if logits is not None:
-                break
+        trace.resume_as_recorded()
     finally:
         handle.remove()
     return seen[-1][:, trace.vit.num_prefix_tokens :]
@@ -184,7 +181,7 @@ class ScoreCAM(Explainer):
         self.batch_size = batch_size
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        features = last_block(trace).features.detach()[:, self.vit.num_prefix_tokens :]  # [B, P, D]
+        features = last_block(trace).leaf.detach()[:, self.vit.num_prefix_tokens :]  # [B, P, D]
         channels = features.transpose(1, 2).unflatten(-1, trace.grid)  # [B, D, gh, gw]
         scores = torch.stack([self._scores(trace.module, *pair) for pair in zip(trace.images, channels, strict=True)])
         weights = scores.gather(2, targets[:, None].expand(-1, scores.shape[1], -1)).softmax(1)  # [B, D, K]

@@ -4,6 +4,8 @@
 layer's N×N matrices exist at a time.
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,9 @@ class _WeightedAttention(Explainer):
         maps = [self.tokens([_of_class(layer, position) for layer in layers]) for position in range(targets.shape[1])]
         return self.to_grid(trace, torch.stack(maps, 1))  # [B, K, N] -> [B, K, gh, gw]
 
+    @abstractmethod
     def tokens(self, layers: list[AttentionGradient]) -> Tensor:
         """Token values [B, N] of one class from the layers, each with its gradients [1, B, H, N, d]."""
-        raise NotImplementedError
 
 
 def _of_class(layer: AttentionGradient, position: int) -> AttentionGradient:
@@ -53,10 +55,7 @@ class GenericAttention(_WeightedAttention):
     """
 
     def tokens(self, layers: list[AttentionGradient]) -> Tensor:
-        batch, _, count, _ = layers[0].call.query.shape
-        row = layers[0].gradients.new_zeros(batch, count, dtype=torch.float32)
-        readout = row[:, self.vit.readout]
-        readout += 1 / readout.shape[1]
+        row = self.vit.readout_row(layers[0].call.query[:, 0, :, 0].float())  # [B, N]
         for layer in reversed(layers):
             row = row + (row[:, None] @ _positive_part(layer))[:, 0]
         return row

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litcam.attention import AttentionTrace, agree, cannot_resume
+from litcam.attention import AttentionTrace, agree
 from litcam.errors import check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.sdpa import AttentionArguments, AttentionCall, Handler
+from litcam.sdpa import AttentionArguments, AttentionCall
 
 _GAUSSIAN = {(dy, dx): (2 - abs(dy)) * (2 - abs(dx)) / 16 for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
 KERNELS: dict[str, dict[tuple[int, int], float]] = {"gaussian": _GAUSSIAN, "dirac": {(0, 0): 1.0}}
@@ -95,11 +95,9 @@ class ReciproCAM(Explainer):
         batch, count = answers.shape[:2]  # of [B, 1 + patches, H, R, d]
         keep = tokens.new_full((batch, count, 1, 1), self.keep)
         keep[:, 0] = 1
-        logits = self._resume(
-            trace,
-            tokens[:, rows].repeat_interleave(count, 0),
-            keep.flatten(0, 1),
-            lambda arguments, attend: answers.flatten(0, 1).to(arguments.query.dtype),
+        masked, features = self._masked(tokens[:, rows].repeat_interleave(count, 0), keep.flatten(0, 1))
+        logits = trace.resume(
+            masked, lambda arguments, attend: answers.flatten(0, 1).to(arguments.query.dtype), features
         )
         if logits is None or len(logits) != batch * count:
             return None
@@ -125,11 +123,8 @@ class ReciproCAM(Explainer):
             calls.append(arguments.call(arguments.query))
             return arguments.query
 
-        tokens, mask = torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks)
-        if self.feature == "block":
-            trace.attend_last(tokens * mask, capture)
-        else:
-            trace.attend_last(tokens, capture, lambda features: features * mask)
+        tokens, features = self._masked(torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks))
+        trace.attend_last(tokens, capture, features)
         (call,), rows = calls, self.vit.readout
         bias = call.bias if call.bias is None or call.bias.shape[-2] == 1 else call.bias[..., rows, :]
         if bias is not None and len(bias) != 1:  # one for each image, not one for all
@@ -162,7 +157,7 @@ class ReciproCAM(Explainer):
     def _directly(self, trace: AttentionTrace) -> Tensor:
         """Logits [B, patches, C] of all masks, the last block run once per mask."""
         tokens, batch = self._tokens(trace), len(trace.images)
-        skim = self._works(trace)
+        _, skim = trace.resume_as_recorded()
         patches = tokens.shape[1] - self.vit.num_prefix_tokens
         logits = []
         around = tokens.new_zeros(*trace.grid, *trace.grid)  # a mask for each patch
@@ -172,30 +167,21 @@ class ReciproCAM(Explainer):
             around[down[here], across[here], down[there], across[there]] = weight
         masks = F.pad(around.view(patches, patches, 1), (0, 0, self.vit.num_prefix_tokens, 0), value=self.keep)
         for some in masks.split(max(1, self.batch_size // batch)):
-            masked = self._resume(trace, tokens.repeat_interleave(len(some), 0), some.repeat(batch, 1, 1), skim=skim)
-            assert masked is not None  # it worked without masks
-            logits.append(masked.unflatten(0, (batch, len(some))))
+            masked, features = self._masked(tokens.repeat_interleave(len(some), 0), some.repeat(batch, 1, 1))
+            of_masks = trace.resume(masked, None, features, skim)
+            assert of_masks is not None  # it worked without masks
+            logits.append(of_masks.unflatten(0, (batch, len(some))))
         return torch.cat(logits, 1)
 
     def _tokens(self, trace: AttentionTrace) -> Tensor:
         """What entered the last block, [B, N, D], in the precision of the net."""
         return trace.last_input.tokens.to(self.vit.dtype)
 
-    def _resume(
-        self, trace: AttentionTrace, tokens: Tensor, mask: Tensor, handle: Handler | None = None, skim: bool = True
-    ) -> Tensor | None:
-        """Logits of the last block on tokens [R, N, D] under a mask [R, N, 1]."""
+    def _masked(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        """What a mask [R, N, 1] makes of tokens [R, N, D] before the last block, and of the features in it."""
         if self.feature == "block":
-            return trace.resume(tokens * mask, handle, skim=skim)
-        return trace.resume(tokens, handle, lambda features: features * mask, skim)
-
-    def _works(self, trace: AttentionTrace) -> bool:
-        """Whether the last block can be reached by skimming the others; raises if it cannot be reached at all."""
-        for skim in (True, False):
-            logits = trace.resume(self._tokens(trace), skim=skim)
-            if logits is not None and agree(logits, trace.logits):
-                return skim
-        raise cannot_resume(trace)
+            return tokens * mask, None
+        return tokens, lambda features: features * mask
 
 
 @dataclass(frozen=True)

@@ -307,9 +307,8 @@ def _walk(forward: _Forward, targets: Tensor, start: int, gradients: Sequence[Te
     """
     rows = forward.readout  # in the last block no other token has relevance
     relevance = _head_relevance(forward, targets)  # [K, B, R, D]
-    own = relevance.new_zeros(forward.tokens.shape[1])  # the row of I, kept apart: it would drown what is added
-    own[rows] = 1 / relevance.shape[2]
-    gained = own.new_zeros(*relevance.shape[:2], len(own))  # [K, B, N]
+    own = forward.vit.readout_row(_full(forward.tokens[..., 0]))  # of I, kept apart: it would drown what is added
+    gained = own.new_zeros(len(relevance), *own.shape)  # [K, B, N]
     for index in reversed(range(start, len(forward.blocks))):
         block, gradient = forward.blocks[index], gradients[index - start]
         before, between, after = (_full(tokens[:, rows]) for tokens in block.tokens)

@@ -23,5 +23,5 @@ class Saliency(Explainer):
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
         graph = graph_of(trace, "full")
-        (gradients,) = class_gradients(graph.logits, targets, [graph.images])  # [K, B, 3, H, W]
+        (gradients,) = class_gradients(graph.logits, targets, [graph.leaf])  # [K, B, 3, H, W]
         return gradients.abs().amax(2).transpose(0, 1)
