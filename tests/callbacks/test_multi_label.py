@@ -60,6 +60,26 @@ def test_the_panel_has_an_entry_per_class(tmp_path: Path) -> None:
     assert len({index for index, _ in logger.entries}) == 2
 
 
+def test_perturbation_follows_the_sigmoid_of_every_class(tmp_path: Path) -> None:
+    module, data = make_run()
+    trainer = make_trainer(tmp_path, [PerturbationMonitor(num_images=None, multi_label=True)])
+    trainer.validate(module, data, verbose=False)
+    data.batch_size = 7
+    batch = data.normalize(next(iter(data.val_dataloader())))
+    classes = present_classes(batch)
+    heatmaps = litcam.create_explainer("agcam", module)(batch["image"], classes).upsample((64, 64))
+    lowest = heatmaps.flatten(2).argsort(dim=2, stable=True)
+    morf = []
+    for image in range(7):
+        for position, label in enumerate(classes[image]):
+            for step in range(11):
+                perturbed = batch["image"][image].clone()
+                perturbed.flatten(1)[:, lowest[image, position, 4096 - 4096 * step // 10 :]] = 0
+                with torch.no_grad():
+                    morf.append(float(module.eval()(perturbed[None])[0, label].sigmoid()))
+    assert float(trainer.callback_metrics["val/agcam/morf"]) == pytest.approx(sum(morf) / len(morf), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("callback", "message"),
     [

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from litcam.callbacks import PerturbationMonitor
 from litcam.callbacks.perturbation_monitor import draw_curves
+from litcam.explainers import create_explainer
+from litcam.metrics import Perturbation
+from litcam.metrics.functional import PROTOCOLS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,3 +139,42 @@ def test_the_figure_shows_both_curves_and_the_area_between_them() -> None:
     np.testing.assert_allclose(drawn, [lerf.numpy(), morf.numpy()])
     assert f"{float(scores['abpc']):.3f}" in axes.get_legend().get_texts()[0].get_text()
     assert "3 images" in axes.get_title()
+
+
+@pytest.mark.parametrize(("protocol", "names"), [("chefer", ("positive", "negative")), ("road", ("lerf", "morf"))])
+def test_another_protocol_logs_under_its_own_names(tmp_path: Path, protocol: str, names: tuple[str, ...]) -> None:
+    normalisation: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    monitors = [
+        PerturbationMonitor(num_images=None),
+        PerturbationMonitor(num_images=None, protocol=protocol, **normalisation),
+    ]
+    module = UserModule()
+    trainer = make_trainer(tmp_path, monitors, tensorboard=True)
+    trainer.validate(module, loader(), verbose=False)
+    metric, explainer = Perturbation(protocol, **normalisation), create_explainer("agcam", module.eval())
+    for batch in loader():
+        explanation = explainer(batch["image"], batch["label"])
+        heatmaps = explanation.upsample((batch["image"].shape[-2], batch["image"].shape[-1]))
+        metric.update(module, batch["image"], heatmaps, batch["label"])
+    scores, scalars = metric.compute(), logged(trainer)
+    for name in names:
+        assert scalars[f"val/agcam/{protocol}_{name}"] == pytest.approx(float(scores[name]), abs=1e-5)
+        for end in ("low", "high"):
+            tag = f"interval/val/agcam/{protocol}_{name}_{end}"
+            assert scalars[tag] == pytest.approx(float(scores[f"{name}_{end}"]), abs=1e-5)
+    assert scalars[f"interval/val/agcam/{protocol}_num_images"] == 11
+    assert "val/agcam/abpc" in scalars
+    events = EventAccumulator(str(trainer.log_dir)).Reload()
+    assert set(events.Tags()["images"]) == {"val/agcam/perturbation", f"val/agcam/{protocol}_perturbation"}
+
+
+def test_a_figure_of_insertion_and_deletion_says_so() -> None:
+    curve = torch.linspace(0, 1, 225)
+    scores = {"deletion_curve": curve.flip(0), "insertion_curve": curve, "num_images": torch.tensor(3)}
+    scores |= {"deletion": torch.tensor(0.5), "insertion": torch.tensor(0.5)}
+    [axes] = draw_curves(scores, "agcam", PROTOCOLS["rise"]).axes
+    assert [line.get_label() for line in axes.lines] == [
+        "most relevant first 0.500",
+        "most relevant inserted first 0.500",
+    ]
+    assert axes.get_xlabel() == "pixels inserted or removed (%)"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.multiprocessing import spawn
 
 from litcam.heatmaps import upsample
-from litcam.metrics import ClassDiscrimination, Localization, Perturbation
+from litcam.metrics import ADCC, ClassDiscrimination, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
 
 COUNT = 9
 SHARES = {
@@ -30,6 +30,11 @@ def images_and_maps() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
     return images, heatmaps, regions, torch.randint(4, (COUNT,), generator=generator)
 
 
+def explain(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Maps of images, for ADCC."""
+    return upsample(images.abs().mean(1)[:, ::4, ::4], (16, 16))
+
+
 def scores(share: list[int]) -> dict[str, list[float]]:
     """What the metrics say after some images, one at a time; over all processes where there are several."""
     torch.manual_seed(1)
@@ -41,14 +46,23 @@ def scores(share: list[int]) -> dict[str, list[float]]:
         "paper": Localization(paper=True),
         "classes": ClassDiscrimination(),
         "perturbation": Perturbation(),
+        "road": Perturbation("road"),
+        "adcc": ADCC(),
+        "max_box_acc": MaxBoxAcc(),
+        "pxap": PxAP(),
+        "segmentation": Segmentation(),
     }
     for index in share:
         one = slice(index, index + 1)
-        for name in ("boxes", "mask", "paper"):
+        for name in ("boxes", "mask", "paper", "pxap", "segmentation"):
             metrics[name].update(heatmaps[one], regions[one])
         of_two_classes = torch.stack([heatmaps, heatmaps.flip(-1)], 1), torch.stack([regions, ~regions], 1)
         metrics["classes"].update(*(tensor[one] for tensor in of_two_classes))
-        metrics["perturbation"].update(net, images[one], heatmaps[one], labels[one])
+        for name in ("perturbation", "road"):
+            metrics[name].update(net, images[one], heatmaps[one], labels[one])
+        metrics["adcc"].update(explain, net, images[one], heatmaps[one], labels[one])
+        box = torch.tensor([[0.0, 2.0, index, 9.0, 16.0]] if regions[index].any() else []).view(-1, 5)
+        metrics["max_box_acc"].update(heatmaps[one], box)
     return {
         f"{name} {score}": value.double().flatten().tolist()
         for name, metric in metrics.items()
@@ -75,10 +89,11 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 @pytest.mark.parametrize("shares", SHARES)
 def test_two_processes_compute_the_numbers_of_one(of_two_processes: list[dict[str, Any]], shares: str) -> None:
     alone = scores(list(range(COUNT)))
-    for name in ("boxes", "classes"):
+    for name in ("boxes", "classes", "max_box_acc", "pxap", "segmentation"):
         assert alone[f"{name} num_images"] == [7]
         assert (alone[f"{name} num_degenerate"], alone[f"{name} num_without_region"]) == ([1], [1])
-    assert alone["perturbation num_images"] == [8]
+    for name in ("perturbation", "road", "adcc"):
+        assert alone[f"{name} num_images"] == [8]
     for process in of_two_processes:
         assert process[shares].keys() == alone.keys()
         for name, values in alone.items():
@@ -88,6 +103,6 @@ def test_two_processes_compute_the_numbers_of_one(of_two_processes: list[dict[st
 def test_a_share_alone_would_give_other_numbers(of_two_processes: list[dict[str, Any]]) -> None:
     first, second = (scores(share) for share in SHARES["odd"])
     together = of_two_processes[0]["odd"]
-    for name in ("boxes iou", "classes class_pointing", "perturbation abpc"):
+    for name in ("boxes iou", "classes class_pointing", "perturbation abpc", "adcc drop", "pxap pxap", "boxes iou_low"):
         assert first[name] != pytest.approx(together[name], abs=1e-3)
         assert second[name] != pytest.approx(together[name], abs=1e-3)

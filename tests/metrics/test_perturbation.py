@@ -74,7 +74,7 @@ def test_an_image_costs_eighteen_forwards_and_one_for_the_empty_image() -> None:
 def test_batches_of_any_size_give_the_means_over_all_images(class_token_net: nn.Module, parts: tuple[int, ...]) -> None:
     images = make_images(class_token_net, 4)
     arguments = images, distinct_maps(images), torch.tensor([0, 3, 6, 2])
-    together, apart = Perturbation(), Perturbation()
+    together, apart = Perturbation(resamples=0), Perturbation(resamples=0)
     together.update(class_token_net, *arguments)
     for batch in zip(*(tensor.split(parts) for tensor in arguments), strict=True):
         apart.update(class_token_net, *batch)

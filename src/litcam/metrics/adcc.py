@@ -7,9 +7,10 @@ from torch import Tensor
 
 from litcam.errors import check_at_least, check_choice
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import ImageMetric
 from litcam.metrics.functional.adcc import ADCC_SCORES, Explain, adcc, adcc_scores
+from litcam.metrics.functional.bootstrap import content_keys
 from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision, check_batch
+from litcam.metrics.image_metric import ImageMetric, Measured
 
 
 class ADCC(ImageMetric):
@@ -31,6 +32,8 @@ class ADCC(ImageMetric):
     Args:
         batch_size: images per forward; bounds the memory.
         precision: ``"fp32"``, or ``"bf16"`` for forwards under autocast.
+        multi_label: whether the classes do not exclude each other, so that p is the sigmoid's, not the softmax's.
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -39,18 +42,29 @@ class ADCC(ImageMetric):
 
     counted = (*ImageMetric.counted, "num_masked_degenerate")
 
-    total: Tensor
     num_masked_degenerate: Tensor
 
-    def __init__(self, batch_size: int = 128, precision: Precision = "fp32", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        batch_size: int = 128,
+        precision: Precision = "fp32",
+        multi_label: bool = False,
+        resamples: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(len(ADCC_SCORES), resamples, **kwargs)
         check_at_least("batch_size", batch_size)
         check_choice("precision", precision, PRECISIONS)
         self.batch_size = batch_size
         self.precision: Precision = precision
-        self.add_state("total", torch.zeros(len(ADCC_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
+        self.multi_label = multi_label
 
-    def update(
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return "adcc: the normalised image times its map; adcc averaged over images, adcc_of_means over the dataset"
+
+    def measure(
         self,
         explain: Explain,
         net: Net,
@@ -58,8 +72,8 @@ class ADCC(ImageMetric):
         heatmaps: Tensor,
         targets: Tensor,
         logits: Tensor | None = None,
-    ) -> None:
-        """Add images.
+    ) -> Measured:
+        """Score images.
 
         Args:
             explain: gives the maps [B, H, W] of images [B, 3, H, W] and classes [B], scaled to [0, 1] and at the size
@@ -74,24 +88,27 @@ class ADCC(ImageMetric):
             InputError: if shapes, dtypes, ranges or classes do not fit.
         """
         check_batch(images, heatmaps, targets, logits)
-        degenerate = is_degenerate(heatmaps)
-        kept = ~degenerate
-        self.num_degenerate += degenerate.sum()
-        if not kept.any():
-            return
-        known = None if logits is None else logits[kept]
-        scores = adcc_scores(
-            explain, net, images[kept], heatmaps[kept], targets[kept], known, self.batch_size, self.precision
-        )
-        self.total += torch.stack([scores[name].sum() for name in ADCC_SCORES]).to(self.total.device)
-        self.num_images += kept.sum()
-        self.num_masked_degenerate += int(scores["masked_degenerate"].sum())
+        kept = ~is_degenerate(heatmaps)
+        rows = torch.zeros(0, len(ADCC_SCORES), dtype=torch.float64, device=images.device)
+        counts = {"num_degenerate": (~kept).sum()}
+        if kept.any():
+            known = None if logits is None else logits[kept]
+            scores = adcc_scores(
+                explain,
+                net,
+                images[kept],
+                heatmaps[kept],
+                targets[kept],
+                known,
+                self.batch_size,
+                self.precision,
+                self.multi_label,
+            )
+            rows = torch.stack([scores[name] for name in ADCC_SCORES], 1)
+            counts["num_masked_degenerate"] = scores["masked_degenerate"].sum().long()
+        return Measured(rows, kept, content_keys(images, heatmaps, targets), counts)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Means and counts by name."""
-        means = dict(zip(ADCC_SCORES, self.total / self.num_images, strict=True))
-        return {
-            **means,
-            "adcc_of_means": adcc(means["drop"], means["coherency"], means["complexity"]),
-            **self.counts,
-        }
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Means by name."""
+        means = dict(zip(ADCC_SCORES, (sums / num_images[..., None]).unbind(-1), strict=True))
+        return {**means, "adcc_of_means": adcc(means["drop"], means["coherency"], means["complexity"])}

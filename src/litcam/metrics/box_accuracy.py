@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import IOU_LEVELS, NUM_THRESHOLDS, box_overlaps
+from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.image_metric import Measured, RegionMetric, leave_out
 
 
 class MaxBoxAcc(RegionMetric):
@@ -26,20 +27,23 @@ class MaxBoxAcc(RegionMetric):
     Without any image the scores are NaN. Exact over batches and processes: the state is whole numbers.
 
     Args:
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    hits: Tensor
-    hits_v2: Tensor
+    def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
+        super().__init__((1 + len(IOU_LEVELS)) * NUM_THRESHOLDS, resamples, **kwargs)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("hits", torch.zeros(NUM_THRESHOLDS, dtype=torch.int64), dist_reduce_fx="sum")
-        hits_v2 = torch.zeros(len(IOU_LEVELS), NUM_THRESHOLDS, dtype=torch.int64)
-        self.add_state("hits_v2", hits_v2, dist_reduce_fx="sum")
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return (
+            "max_box_acc: share of images whose map ≥ τ has its largest component's box at IoU ≥ 0.5 with a true one, "
+            "at the best τ; v2: the best of all components' boxes, mean over IoU 0.3, 0.5 and 0.7"
+        )
 
-    def update(self, heatmaps: Tensor, boxes: Tensor) -> None:
-        """Add images.
+    def measure(self, heatmaps: Tensor, boxes: Tensor) -> Measured:
+        """Compare boxes.
 
         Args:
             heatmaps: [B, H, W] in [0, 1].
@@ -48,23 +52,21 @@ class MaxBoxAcc(RegionMetric):
         Raises:
             InputError: if shapes, dtypes or ranges are not these.
         """
-        if len(heatmaps) == 0:
-            return
         largest, best = box_overlaps(heatmaps, boxes)  # [B, 1000] each
         degenerate = is_degenerate(heatmaps)
         indices = torch.arange(len(heatmaps), device=heatmaps.device)
         without_region = ~torch.isin(indices, boxes[:, 0].long().to(heatmaps.device))
-        kept = self.take(degenerate, without_region)
-        self.hits += (largest[kept] >= 0.5).sum(0)
-        self.hits_v2 += torch.stack([(best[kept] >= level).sum(0) for level in IOU_LEVELS])
+        hits = [largest >= 0.5, *(best >= level for level in IOU_LEVELS)]
+        box_keys = torch.zeros(len(heatmaps), dtype=torch.int64, device=heatmaps.device)
+        box_keys.index_add_(0, boxes[:, 0].long(), content_keys(boxes[:, 1:]))
+        return leave_out(torch.cat(hits, 1).double(), content_keys(heatmaps) + box_keys, degenerate, without_region)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Scores and counts by name."""
-        accuracy, place = (self.hits.double() / self.num_images).max(0)
-        threshold = place.double() / NUM_THRESHOLDS
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Scores by name."""
+        largest, *levels = (sums / num_images[..., None]).unflatten(-1, (-1, NUM_THRESHOLDS)).unbind(-2)
+        accuracy, threshold = largest.max(-1)
         return {
             "max_box_acc": accuracy,
-            "max_box_acc_v2": (self.hits_v2.double() / self.num_images).amax(1).mean(),
-            "threshold": torch.where(self.num_images > 0, threshold, torch.nan),
-            **self.counts,
+            "max_box_acc_v2": torch.stack([level.amax(-1) for level in levels]).mean(0),
+            "threshold": torch.where(num_images > 0, threshold.double() / NUM_THRESHOLDS, torch.nan),
         }

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import CLASS_SCORES, class_discrimination, own_regions
+from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.image_metric import Measured, RegionMetric, leave_out
 
 
 class ClassDiscrimination(RegionMetric):
@@ -22,17 +23,23 @@ class ClassDiscrimination(RegionMetric):
     Exact over batches and processes: the state is sums in double precision.
 
     Args:
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    total: Tensor
+    def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
+        super().__init__(len(CLASS_SCORES), resamples, **kwargs)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.zeros(len(CLASS_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return (
+            "share of each class's map, and of its maximum, on its own pixels among those of all classes of the image; "
+            "a class-blind map has 1/K for K classes"
+        )
 
-    def update(self, heatmaps: Tensor, regions: Tensor) -> None:
-        """Add images.
+    def measure(self, heatmaps: Tensor, regions: Tensor) -> Measured:
+        """Score images.
 
         Args:
             heatmaps: [B, K, H, W] in [0, 1], the maps of K ≥ 2 classes of each image.
@@ -45,13 +52,9 @@ class ClassDiscrimination(RegionMetric):
         says_nothing = is_degenerate(heatmaps.flatten(0, 1)).view(heatmaps.shape[:2]).any(1)
         without_region = ~own_regions(regions).flatten(2).any(2).all(1) & ~says_nothing
         degenerate = says_nothing | (scores["class_energy"].isnan() & ~without_region)
-        kept = self.take(degenerate, without_region)
-        self.total += torch.stack([scores[name][kept].sum() for name in CLASS_SCORES])
+        rows = torch.stack([scores[name] for name in CLASS_SCORES], 1)
+        return leave_out(rows, content_keys(heatmaps, regions), degenerate, without_region)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Means by name, and the counts."""
-        means = self.total / self.num_images
-        return {
-            **dict(zip(CLASS_SCORES, means.unbind(), strict=True)),
-            **self.counts,
-        }
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Means by name."""
+        return dict(zip(CLASS_SCORES, (sums / num_images[..., None]).unbind(-1), strict=True))

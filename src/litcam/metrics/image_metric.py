@@ -1,30 +1,122 @@
-"""ImageMetric and RegionMetric: what every metric over images counts, and which images it leaves out."""
+"""ImageMetric: what every metric over images shares. It adds up a row of numbers per image, and scores the sums."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from litcam.errors import check_at_least
+from litcam.metrics.functional.bootstrap import INTERVAL, poisson_weights
 
-class ImageMetric(Metric):
-    """A summary over images that says how many it is of: ``num_images`` taken in, ``num_degenerate`` left out.
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric sees in a batch of B images.
+
+    Attributes:
+        rows: float64 [n, S], the numbers of the images that it takes in.
+        kept: bool [B], which of the images those are.
+        keys: int64 [B], by which images are told apart when they are resampled.
+        counts: how many images were left out, or were special, by the name of the count.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    keys: Tensor
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def join(self, other: "Measured") -> "Measured":
+        """These images and others."""
+        rows, kept, keys = (
+            torch.cat([getattr(self, name), getattr(other, name)]) for name in ("rows", "kept", "keys")
+        )
+        names = dict.fromkeys([*self.counts, *other.counts])
+        counts = {name: sum(m.counts[name] for m in (self, other) if name in m.counts) for name in names}
+        return Measured(rows, kept, keys, {name: torch.as_tensor(count) for name, count in counts.items()})
+
+
+class ImageMetric(Metric, ABC):
+    """A metric that adds up one row of numbers per image; its scores follow from the sums.
+
+    ``compute()`` gives the scores; between ``<score>_low`` and ``<score>_high`` the 95 % interval of each, of the
+    Poisson bootstrap over images; and the counts ``num_images`` (taken in) and ``num_degenerate`` (left out).
+
+    Exact over batches and processes, the interval too: the state is sums, and how often an image is drawn in a resample
+    follows from its map alone.
 
     Args:
+        columns: S, the length of a row.
+        resamples: of the bootstrap; 0 for no intervals.
         kwargs: of :class:`torchmetrics.Metric`.
+
+    Raises:
+        InputError: for a negative number of resamples.
     """
 
     is_differentiable = False
     full_state_update = False
     counted: ClassVar[tuple[str, ...]] = ("num_images", "num_degenerate")
 
+    sums: Tensor
     num_images: Tensor
     num_degenerate: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, columns: int, resamples: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_at_least("resamples", resamples, least=0)
+        self.resamples = resamples
+        # Row 0 is of the images as they are; the others are of the resamples, with the images drawn in the last column.
+        self.add_state("sums", torch.zeros(1 + resamples, columns + 1, dtype=torch.float64), dist_reduce_fx="sum")
         for count in self.counted:
             self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+
+    @abstractmethod
+    def measure(self, *args: Any, **kwargs: Any) -> Measured:
+        """The rows of a batch of images."""
+
+    @abstractmethod
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Scores by name of sums [..., S] over so many images [...]; the row of one image gives the scores of it."""
+
+    def nothing(self, device: torch.device) -> Measured:
+        """The measure of no image."""
+        rows = torch.zeros(0, self.sums.shape[1] - 1, dtype=torch.float64, device=device)
+        nobody = torch.zeros(0, dtype=torch.int64, device=device)
+        return Measured(rows, nobody.bool(), nobody)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Add images; takes what :meth:`measure` takes."""
+        self.add(self.measure(*args, **kwargs))
+
+    def add(self, measured: Measured) -> None:
+        """Add images that have been measured."""
+        rows = torch.cat([measured.rows, torch.ones_like(measured.rows[:, :1])], 1).to(self.sums.device)
+        weights = poisson_weights(measured.keys[measured.kept].to(self.sums.device), self.resamples)
+        self.sums[0] += rows.sum(0)
+        self.sums[1:] += weights @ rows
+        self.num_images += len(rows)
+        for name, count in measured.counts.items():
+            setattr(self, name, getattr(self, name) + count.to(self.sums.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores, their intervals and the counts, by name."""
+        scores = self.scores(self.sums[0, :-1], self.sums[0, -1])
+        intervals: dict[str, Tensor] = {}
+        if self.resamples:
+            quantiles = torch.tensor(INTERVAL, dtype=torch.float64, device=self.sums.device)
+            for name, resampled in self.scores(self.sums[1:, :-1], self.sums[1:, -1]).items():
+                low, high = resampled.nanquantile(quantiles, dim=0)
+                intervals |= {f"{name}_low": low, f"{name}_high": high}
+        return {**scores, **intervals, **self.counts}
 
     @property
     def counts(self) -> dict[str, Tensor]:
@@ -40,19 +132,10 @@ class RegionMetric(ImageMetric):
 
     num_without_region: Tensor
 
-    def take(self, degenerate: Tensor, without_region: Tensor) -> Tensor:
-        """Count images, each once, and say which to take in.
 
-        Args:
-            degenerate: bool [B], whose map says nothing.
-            without_region: bool [B], who have nothing to compare it with.
-
-        Returns:
-            Bool [B].
-        """
-        without_region = without_region & ~degenerate
-        kept = ~degenerate & ~without_region
-        self.num_images += kept.sum()
-        self.num_degenerate += degenerate.sum()
-        self.num_without_region += without_region.sum()
-        return kept
+def leave_out(rows: Tensor, keys: Tensor, degenerate: Tensor, without_region: Tensor) -> Measured:
+    """Rows [B, S] without the images whose map says nothing and those without a region; each counts once."""
+    without_region = without_region & ~degenerate
+    kept = ~degenerate & ~without_region
+    counts = {"num_degenerate": degenerate.sum(), "num_without_region": without_region.sum()}
+    return Measured(rows[kept], kept, keys, counts)

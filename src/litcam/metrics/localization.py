@@ -7,8 +7,9 @@ from torch import Tensor
 
 from litcam.errors import check_choice, check_threshold
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import LOCALIZATION_SCORES, localization
+from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.image_metric import Measured, RegionMetric, leave_out
 
 
 class Localization(RegionMetric):
@@ -25,22 +26,22 @@ class Localization(RegionMetric):
             (:func:`litcam.metrics.functional.otsu_thresholds`), as in surveys of ViT explanations.
         prediction: ``"boxes"`` for the filled boxes of the map's components (the paper), ``"mask"`` for its pixels.
         paper: reproduce the rounding of the authors' code instead of exact ratios.
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
         InputError: for a threshold outside [0, 1) or of another name, or an unknown prediction.
     """
 
-    total: Tensor
-
     def __init__(
         self,
         threshold: float | Literal["otsu"] = 0.5,
         prediction: Literal["boxes", "mask"] = "boxes",
         paper: bool = False,
+        resamples: int = 1000,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(len(LOCALIZATION_SCORES), resamples, **kwargs)
         if isinstance(threshold, str):
             check_choice("threshold", threshold, ("otsu",))
         else:
@@ -49,26 +50,30 @@ class Localization(RegionMetric):
         self.threshold = threshold
         self.prediction = prediction
         self.paper = paper
-        self.add_state("total", torch.zeros(len(LOCALIZATION_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, heatmaps: Tensor, regions: Tensor) -> None:
-        """Add images.
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        region = "boxes of the map" if self.prediction == "boxes" else "the map"
+        threshold = "its Otsu threshold" if self.threshold == "otsu" else f"{self.threshold:g}"
+        ratios = "as the AGCAM authors' code rounds" if self.paper else "exact ratios"
+        return f"agcam: {region} > {threshold} against the true region, {ratios}"
+
+    def measure(self, heatmaps: Tensor, regions: Tensor) -> Measured:
+        """Score images.
 
         Args:
             heatmaps: [B, H, W] in [0, 1].
             regions: bool [B, H, W], the true regions.
-        """
-        if len(heatmaps) == 0:
-            return
-        scores = localization(heatmaps, regions, self.threshold, self.prediction, self.paper)
-        degenerate = is_degenerate(heatmaps)
-        kept = self.take(degenerate, without_region=~regions.flatten(1).any(1))
-        self.total += torch.stack([scores[name][kept].sum() for name in LOCALIZATION_SCORES])
 
-    def compute(self) -> dict[str, Tensor]:
-        """Means by name, and the counts."""
-        means = self.total / self.num_images
-        return {
-            **dict(zip(LOCALIZATION_SCORES, means.unbind(), strict=True)),
-            **self.counts,
-        }
+        Raises:
+            InputError: if shapes, dtypes or ranges are not these.
+        """
+        scores = localization(heatmaps, regions, self.threshold, self.prediction, self.paper)
+        rows = torch.stack([scores[name] for name in LOCALIZATION_SCORES], 1)
+        empty = ~regions.flatten(1).any(1)
+        return leave_out(rows, content_keys(heatmaps, regions), is_degenerate(heatmaps), without_region=empty)
+
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Means by name."""
+        return dict(zip(LOCALIZATION_SCORES, (sums / num_images[..., None]).unbind(-1), strict=True))

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from litcam.errors import check_at_least, check_choice
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import ImageMetric
+from litcam.metrics.functional.bootstrap import content_keys
 from litcam.metrics.functional.fills import FillOptions
 from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision, check_batch
 from litcam.metrics.functional.perturbation import find_protocol, perturbation_curves
+from litcam.metrics.image_metric import ImageMetric, Measured
 
 
 class Perturbation(ImageMetric):
@@ -49,13 +50,13 @@ class Perturbation(ImageMetric):
         std: per channel, of the same.
         seed: of road's noise.
         precision: ``"fp32"``, or ``"bf16"`` for forwards under autocast.
+        multi_label: whether the classes do not exclude each other: y is then of the sigmoid, top-1 a positive logit.
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
         InputError: for an option out of its range, or without ``mean`` and ``std`` where the protocol needs them.
     """
-
-    total: Tensor
 
     def __init__(
         self,
@@ -66,22 +67,31 @@ class Perturbation(ImageMetric):
         std: Sequence[float] | None = None,
         seed: int = 0,
         precision: Precision = "fp32",
+        multi_label: bool = False,
+        resamples: int = 1000,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        check_at_least("batch_size", batch_size)
-        check_choice("precision", precision, PRECISIONS)
-        self.options = FillOptions(
+        options = FillOptions(
             mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), seed=seed
         )
-        self.protocol = find_protocol(protocol, steps, self.options)
+        found = find_protocol(protocol, steps, options, multi_label)
+        super().__init__(2 * len(found.points), resamples, **kwargs)
+        check_at_least("batch_size", batch_size)
+        check_choice("precision", precision, PRECISIONS)
+        self.protocol = found
+        self.options = options
         self.batch_size = batch_size
         self.precision: Precision = precision
-        curves = torch.zeros(2, len(self.protocol.points), dtype=torch.float64)
-        self.add_state("total", curves, dist_reduce_fx="sum")
 
-    def update(self, net: Net, images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:
-        """Add images.
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return self.protocol.description + ("; bfloat16 autocast" if self.precision == "bf16" else "")
+
+    def measure(
+        self, net: Net, images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None
+    ) -> Measured:
+        """Perturb images.
 
         Args:
             net: gives logits of normalised images.
@@ -94,26 +104,26 @@ class Perturbation(ImageMetric):
             InputError: if shapes, dtypes or classes do not fit.
         """
         check_batch(images, heatmaps, targets, logits)
-        degenerate = is_degenerate(heatmaps)
-        kept = ~degenerate
-        self.num_degenerate += degenerate.sum()
-        if not kept.any():
-            return
-        curves = perturbation_curves(
-            net,
-            images[kept],
-            heatmaps[kept],
-            targets[kept],
-            None if logits is None else logits[kept],
-            self.batch_size,
-            self.protocol,
-            self.options,
-            self.precision,
-        )
-        self.total += torch.stack(curves).sum(1).to(self.total.device)
-        self.num_images += kept.sum()
+        kept = ~is_degenerate(heatmaps)
+        rows = torch.zeros(0, 2 * len(self.protocol.points), dtype=torch.float64, device=images.device)
+        if kept.any():
+            known = None if logits is None else logits[kept]
+            both = perturbation_curves(
+                net,
+                images[kept],
+                heatmaps[kept],
+                targets[kept],
+                known,
+                self.batch_size,
+                self.protocol,
+                self.options,
+                self.precision,
+            )
+            rows = torch.cat(both, 1)
+        keys = content_keys(images, heatmaps, targets)
+        return Measured(rows, kept, keys, {"num_degenerate": (~kept).sum()})
 
-    def compute(self) -> dict[str, Tensor]:
-        """Areas, curves and counts by name."""
-        first, second = self.total / self.num_images
-        return {**self.protocol.scores((first, second)), **self.counts}
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Areas and curves by name."""
+        first, second = (sums / num_images[..., None]).chunk(2, dim=-1)
+        return self.protocol.scores((first, second))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import NUM_THRESHOLDS, pixel_average_precision, pixel_histograms
+from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.image_metric import Measured, RegionMetric, leave_out
 
 
 class PxAP(RegionMetric):
@@ -22,19 +23,20 @@ class PxAP(RegionMetric):
     Exact over batches and processes: the state is whole numbers.
 
     Args:
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    foreground: Tensor
-    background: Tensor
+    def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
+        super().__init__(2 * (NUM_THRESHOLDS + 1), resamples, **kwargs)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for histogram in ("foreground", "background"):
-            self.add_state(histogram, torch.zeros(NUM_THRESHOLDS + 1, dtype=torch.int64), dist_reduce_fx="sum")
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return "pxap: precision and recall of the valid pixels of all images together, map ≥ τ at a thousand τ"
 
-    def update(self, heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> None:
-        """Add images.
+    def measure(self, heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> Measured:
+        """Count pixels by the value of the map.
 
         Args:
             heatmaps: [B, H, W] in [0, 1].
@@ -44,17 +46,12 @@ class PxAP(RegionMetric):
         Raises:
             InputError: if shapes, dtypes or ranges are not these.
         """
-        if len(heatmaps) == 0:
-            return
         foreground, background = pixel_histograms(heatmaps, regions, valid)  # [B, 1001] each
-        degenerate = is_degenerate(heatmaps)
-        kept = self.take(degenerate, without_region=foreground.sum(1) == 0)
-        self.foreground += foreground[kept].sum(0)
-        self.background += background[kept].sum(0)
+        rows = torch.cat([foreground, background], 1).double()
+        return leave_out(
+            rows, content_keys(heatmaps, regions), is_degenerate(heatmaps), without_region=foreground.sum(1) == 0
+        )
 
-    def compute(self) -> dict[str, Tensor]:
-        """Score and counts by name."""
-        return {
-            "pxap": pixel_average_precision(self.foreground, self.background),
-            **self.counts,
-        }
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """The score by name."""
+        return {"pxap": pixel_average_precision(*sums.chunk(2, dim=-1))}

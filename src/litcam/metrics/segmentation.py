@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from litcam.heatmaps import is_degenerate
-from litcam.metrics.counting import RegionMetric
 from litcam.metrics.functional import segmentation
+from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.image_metric import Measured, RegionMetric, leave_out
 
 
 class Segmentation(RegionMetric):
@@ -28,25 +29,20 @@ class Segmentation(RegionMetric):
     Exact over batches and processes: the state is whole numbers, and sums in double precision.
 
     Args:
+        resamples: of the bootstrap behind the intervals; 0 for none.
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
-    intersection: Tensor
-    union: Tensor
-    num_pixels: Tensor
-    precision_total: Tensor
-    foreground_precision_total: Tensor
+    def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
+        super().__init__(7, resamples, **kwargs)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for pixels in ("intersection", "union"):  # of background and foreground
-            self.add_state(pixels, torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
-        for total in ("precision_total", "foreground_precision_total"):
-            self.add_state(total, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("num_pixels", torch.tensor(0), dist_reduce_fx="sum")
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return "chefer: map > its own mean against the mask; intersections, unions and hits summed over all images"
 
-    def update(self, heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> None:
-        """Add images.
+    def measure(self, heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None) -> Measured:
+        """Count pixels, and rank them.
 
         Args:
             heatmaps: [B, H, W] in [0, 1].
@@ -56,24 +52,23 @@ class Segmentation(RegionMetric):
         Raises:
             InputError: if shapes, dtypes or ranges are not these.
         """
-        if len(heatmaps) == 0:
-            return
         scores = segmentation(heatmaps, regions, valid)
         valid = torch.ones_like(regions) if valid is None else valid
-        degenerate = is_degenerate(heatmaps)
-        kept = self.take(degenerate, without_region=~(regions & valid).flatten(1).any(1))
-        self.intersection += scores["intersection"][kept].sum(0)
-        self.union += scores["union"][kept].sum(0)
-        self.num_pixels += valid[kept].sum()
-        self.precision_total += scores["average_precision"][kept].sum()
-        self.foreground_precision_total += scores["foreground_average_precision"][kept].sum()
+        parts = (
+            *(scores["intersection"], scores["union"], valid.sum((1, 2))[:, None]),
+            *(scores["average_precision"][:, None], scores["foreground_average_precision"][:, None]),
+        )
+        rows = torch.cat([part.double() for part in parts], 1)
+        empty = ~(regions & valid).flatten(1).any(1)
+        return leave_out(rows, content_keys(heatmaps, regions), is_degenerate(heatmaps), without_region=empty)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Scores and counts by name."""
+    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+        """Scores by name."""
+        intersection, union = sums[..., :2], sums[..., 2:4]
+        num_pixels, precision, foreground_precision = sums[..., 4:].unbind(-1)
         return {
-            "pixel_accuracy": self.intersection.sum().double() / self.num_pixels,
-            "miou": (self.intersection.double() / self.union).mean(),
-            "map": self.precision_total / self.num_images,
-            "foreground_map": self.foreground_precision_total / self.num_images,
-            **self.counts,
+            "pixel_accuracy": intersection.sum(-1) / num_pixels,
+            "miou": (intersection / union).mean(-1),
+            "map": precision / num_images,
+            "foreground_map": foreground_precision / num_images,
         }

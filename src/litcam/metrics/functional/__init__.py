@@ -4,6 +4,7 @@ from litcam.metrics.functional.adcc import ADCC_SCORES, adcc, adcc_scores
 from litcam.metrics.functional.box_accuracy import IOU_LEVELS, box_overlaps
 from litcam.metrics.functional.class_discrimination import CLASS_SCORES, class_discrimination, own_regions
 from litcam.metrics.functional.fills import FillOptions
+from litcam.metrics.functional.forwards import Precision
 from litcam.metrics.functional.localization import LOCALIZATION_SCORES, PAPER_EPSILON, localization
 from litcam.metrics.functional.perturbation import PROTOCOLS, Curve, Protocol, find_protocol, perturbation_curves
 from litcam.metrics.functional.pixel_precision import pixel_average_precision, pixel_histograms
@@ -20,6 +21,7 @@ __all__ = [
     "PROTOCOLS",
     "Curve",
     "FillOptions",
+    "Precision",
     "Protocol",
     "adcc",
     "adcc_scores",

@@ -32,6 +32,7 @@ def adcc_scores(
     logits: Tensor | None = None,
     batch_size: int = 128,
     precision: Precision = "fp32",
+    multi_label: bool = False,
 ) -> dict[str, Tensor]:
     """What is left of an image x under its map s: e = s ⊙ x in normalised space (Poppi et al., CVPRW 2021).
 
@@ -49,6 +50,7 @@ def adcc_scores(
         logits: [B, C] of the images, where they are known already.
         batch_size: images per forward; bounds the memory.
         precision: ``"bf16"`` runs the forwards under autocast, not ``explain``.
+        multi_label: whether the classes do not exclude each other, so that p is the sigmoid's, not the softmax's.
 
     Returns:
         Six float64 tensors [B] by name.
@@ -64,7 +66,7 @@ def adcc_scores(
     masked = images * heatmaps[:, None].to(images.dtype)
     with inference(net, targets, precision) as call:
         whole = forward(call, images, batch_size) if logits is None else logits
-        before, after = (class_probability(y, targets) for y in (whole, forward(call, masked, batch_size)))
+        before, after = (class_probability(y, targets, multi_label) for y in (whole, forward(call, masked, batch_size)))
     again = explain(masked, targets)
     if again.shape != heatmaps.shape:
         raise InputError(f"explain gives {list(again.shape)}; maps {list(heatmaps.shape)} of the images are needed.")

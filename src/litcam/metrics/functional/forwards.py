@@ -41,9 +41,10 @@ def forward(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) ->
     return torch.cat([net(part) for part in images.split(batch_size)])
 
 
-def class_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """Softmax probability of the class: float64 [B]."""
-    return logits.double().softmax(1).gather(1, targets[:, None])[:, 0]
+def class_probability(logits: Tensor, targets: Tensor, multi_label: bool = False) -> Tensor:
+    """Probability of the class, by softmax, or by sigmoid where the classes do not exclude each other: float64 [B]."""
+    logits = logits.double()
+    return (logits.sigmoid() if multi_label else logits.softmax(1)).gather(1, targets[:, None])[:, 0]
 
 
 def check_batch(images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:

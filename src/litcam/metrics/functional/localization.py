@@ -50,7 +50,7 @@ def localization(
     epsilon = PAPER_EPSILON if paper else 0.0
     inside, outside = (predicted & regions), (~predicted & ~regions)
     hits, rejections = count_pixels(inside), count_pixels(outside)
-    predicted_size, true_size, image_size = count_pixels(predicted), count_pixels(regions), heatmaps[0].numel()
+    predicted_size, true_size, image_size = count_pixels(predicted), count_pixels(regions), heatmaps.shape[-2:].numel()
     values, region_values = heatmaps.double(), heatmaps.double() * regions
     highest = heatmaps == heatmaps.amax((-2, -1), keepdim=True)
     return {

@@ -29,9 +29,16 @@ class Curve:
     fill: Fill
     inserts: bool = False
 
+    @property
+    def label(self) -> str:
+        """What is done, for people."""
+        return f"{'most' if self.first == 'highest' else 'least'} relevant {'inserted ' if self.inserts else ''}first"
 
-def is_top1(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the class has the highest logit: float64 [B], 0 or 1."""
+
+def is_predicted(logits: Tensor, targets: Tensor, multi_label: bool = False) -> Tensor:
+    """Whether the class is predicted, by the highest logit, with many labels by a positive one: float64 [B], 0 or 1."""
+    if multi_label:
+        return (logits.gather(1, targets[:, None])[:, 0] > 0).double()
     return (logits.argmax(1) == targets).double()
 
 
@@ -52,22 +59,42 @@ class Protocol:
     At point k of a curve the first floor(pixels · k / steps) pixels of its order are removed (or inserted).
 
     Attributes:
+        name: as the papers call it, or its authors.
+        summary: what is done to the pixels, and how y is read.
         curves: both of them.
         steps: into which the pixels are divided.
         left_out: how many points at the beginning (0 % of the pixels) and at the end (100 %) are none of the curve.
-        outcome: y of logits [b, C] and classes [b]: float64 [b].
+        outcome: y of logits [b, C], classes [b] and whether those do not exclude each other: float64 [b].
         area: of a curve [..., n] and the number of steps: [...].
         unit: of the areas; 100 for per cent.
         difference: name of the first area minus the second, where the authors give one.
+        multi_label: whether the classes do not exclude each other, so that y is of the sigmoid, not of the softmax.
     """
 
+    name: str
+    summary: str
     curves: tuple[Curve, Curve]
     steps: int = 10
     left_out: tuple[int, int] = (0, 0)
-    outcome: Callable[[Tensor, Tensor], Tensor] = class_probability
+    outcome: Callable[[Tensor, Tensor, bool], Tensor] = class_probability
     area: Callable[[Tensor, int], Tensor] = mean_of_points
     unit: float = 1.0
     difference: str | None = None
+    multi_label: bool = False
+
+    def y(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What the net makes of the classes [b], from its logits [b, C]: float64 [b]."""
+        return self.outcome(logits, targets, self.multi_label)
+
+    @property
+    def description(self) -> str:
+        """In a sentence, how the numbers come about."""
+        return f"{self.name}: {self.summary}; {self.steps} steps" + ("; sigmoid" if self.multi_label else "")
+
+    @property
+    def y_label(self) -> str:
+        """What y is, for people."""
+        return "share predicted" if self.outcome is is_predicted else "probability of the class"
 
     @property
     def points(self) -> range:
@@ -87,34 +114,47 @@ class Protocol:
 
 
 AGCAM = Protocol(  # Leem & Seo, AAAI 2024
-    (Curve("lerf", "lowest", ZERO), Curve("morf", "highest", ZERO)), difference="abpc"
+    "agcam",
+    "pixels set to 0 in normalised space, probability of the class, mean of the points",
+    (Curve("lerf", "lowest", ZERO), Curve("morf", "highest", ZERO)),
+    difference="abpc",
 )
 CHEFER = Protocol(  # Chefer, Gur & Wolf, CVPR 2021
+    "chefer",
+    "pixels set to black, top-1 accuracy, trapezoid area from 0 to 90 %, times 100",
     (Curve("positive", "highest", BLACK), Curve("negative", "lowest", BLACK)),
     left_out=(0, 1),
-    outcome=is_top1,
+    outcome=is_predicted,
     area=trapezoids,
     unit=100.0,
 )
 RISE = Protocol(  # Petsiuk, Das & Saenko, BMVC 2018
+    "rise",
+    "pixels set to 0 in normalised space (deletion) or put into the blurred image (insertion), probability of the "
+    "class, trapezoid area",
     (Curve("deletion", "highest", ZERO), Curve("insertion", "highest", BLURRED, inserts=True)),
     steps=224,
     area=trapezoids,
 )
 ROAD = Protocol(  # Rong et al., ICML 2022
-    (Curve("lerf", "lowest", IMPUTED), Curve("morf", "highest", IMPUTED)), left_out=(1, 1)
+    "road",
+    "pixels imputed from their neighbours with noise, probability of the class, mean of the points from 10 to 90 %",
+    (Curve("lerf", "lowest", IMPUTED), Curve("morf", "highest", IMPUTED)),
+    left_out=(1, 1),
 )
-PROTOCOLS = {"agcam": AGCAM, "chefer": CHEFER, "rise": RISE, "road": ROAD}
+PROTOCOLS = {protocol.name: protocol for protocol in (AGCAM, CHEFER, RISE, ROAD)}
 
 
-def find_protocol(name: str, steps: int | None = None, options: FillOptions = NO_OPTIONS) -> Protocol:
-    """The protocol of a name, with another number of steps if wanted.
+def find_protocol(
+    name: str, steps: int | None = None, options: FillOptions = NO_OPTIONS, multi_label: bool = False
+) -> Protocol:
+    """The protocol of a name, with another number of steps and for classes that do not exclude each other if wanted.
 
     Raises:
         InputError: for an unknown name, fewer than two steps, or a protocol that cannot do without mean and std.
     """
     check_choice("protocol", name, PROTOCOLS)
-    protocol = PROTOCOLS[name]
+    protocol = replace(PROTOCOLS[name], multi_label=multi_label)
     if options.mean is None and any(curve.fill.in_image_space for curve in protocol.curves):
         raise InputError(
             f"The protocol {name} fills pixels in the image of [0, 1]: give it mean and std of the images' "
@@ -199,7 +239,7 @@ class _Batch:
     def whole(self) -> Tensor:
         """y of the images with all their pixels [B]."""
         logits = forward(self.net, self.images, self.batch_size) if self.logits is None else self.logits
-        return self.protocol.outcome(logits, self.targets)
+        return self.protocol.y(logits, self.targets)
 
     def empty(self, fill: Fill, paint: Paint) -> Tensor:
         """y of the one image without any pixel [B], for each image's class."""
@@ -207,7 +247,7 @@ class _Batch:
             index = torch.zeros(1, dtype=torch.int64, device=self.images.device)
             nothing = torch.zeros(1, 1, *self.images.shape[-2:], dtype=torch.bool, device=self.images.device)
             logits = self.net(paint(index, nothing)).expand(len(self.images), -1)
-            self._empty[fill] = self.protocol.outcome(logits, self.targets)
+            self._empty[fill] = self.protocol.y(logits, self.targets)
         return self._empty[fill]
 
     def run(self, curve: Curve) -> Tensor:
@@ -232,5 +272,5 @@ class _Batch:
             point, image = chunk.T
             kept = (places[image] >= borders[point, None]) ^ curve.inserts
             perturbed = paint(image, kept.view(-1, 1, *self.images.shape[-2:]))
-            values[point, image] = self.protocol.outcome(self.net(perturbed), self.targets[image])
+            values[point, image] = self.protocol.y(self.net(perturbed), self.targets[image])
         return values.T

@@ -46,13 +46,13 @@ def pixel_average_precision(foreground: Tensor, background: Tensor) -> Tensor:
     nothing.
 
     Args:
-        foreground: [1001], histogram of the values in the true region, rising.
-        background: [1001], that of the values outside of it.
+        foreground: [..., 1001], histogram of the values in the true region, rising.
+        background: [..., 1001], that of the values outside of it.
 
     Returns:
-        Float64 scalar; NaN without a foreground pixel.
+        Float64 [...]; NaN without a foreground pixel.
     """
-    foreground, background = foreground.flip(0).double(), background.flip(0).double()
-    hits, false_alarms = foreground.cumsum(0), background.cumsum(0)
+    foreground, background = foreground.flip(-1).double(), background.flip(-1).double()
+    hits, false_alarms = foreground.cumsum(-1), background.cumsum(-1)
     precision = hits / (hits + false_alarms).clamp(min=1)
-    return (precision * foreground).sum() / foreground.sum()
+    return (precision * foreground).sum(-1) / foreground.sum(-1)

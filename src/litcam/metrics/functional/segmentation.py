@@ -38,16 +38,16 @@ def segmentation(heatmaps: Tensor, regions: Tensor, valid: Tensor | None = None)
     foreground = values > values.mean((-2, -1), keepdim=True)
     predicted, true = torch.stack([~foreground, foreground], 1), torch.stack([~regions, regions], 1)  # [B, 2, H, W]
     labelled = valid[:, None]
-    both_classes, foreground_alone = [], []
-    for value, region, kept in zip(values, regions, valid, strict=True):
+    both_classes, foreground_alone = values.new_zeros(2, len(values))
+    for index, (value, region, kept) in enumerate(zip(values, regions, valid, strict=True)):
         scores, labels = value[kept], region[kept]
-        both_classes.append(average_precision(torch.cat([1 - scores, scores]), torch.cat([~labels, labels])))
-        foreground_alone.append(average_precision(scores, labels))
+        both_classes[index] = average_precision(torch.cat([1 - scores, scores]), torch.cat([~labels, labels]))
+        foreground_alone[index] = average_precision(scores, labels)
     return {
         "intersection": (predicted & true & labelled).sum((-2, -1)),
         "union": ((predicted | true) & labelled).sum((-2, -1)),
-        "average_precision": torch.stack(both_classes),
-        "foreground_average_precision": torch.stack(foreground_alone),
+        "average_precision": both_classes,
+        "foreground_average_precision": foreground_alone,
     }
 
 
