@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from litcam.data import Batch, DigitScenes, SceneStyle, box_regions, boxes_of, collate, mask_regions
-from litcam.data.batch import class_regions, present_classes, read_batch
+from litcam.data.batch import class_regions, present_classes, read_batch, regions_of, true_regions
 from litcam.errors import InputError
 
 
@@ -128,6 +128,33 @@ def test_what_class_regions_cannot_use_is_named() -> None:
         class_regions(by_hand(), torch.tensor([4, 7]))
     with pytest.raises(InputError, match="regions is 'mask'"):
         class_regions(by_hand(), torch.tensor([[4], [7]]), "mask")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "of_all"), [("boxes", box_regions), ("masks", mask_regions)])
+def test_the_true_region_of_a_single_label_is_the_images_whatever_the_class(kind: str, of_all: object) -> None:
+    batch, images = by_hand(), torch.tensor([1, 0, 0])
+    for classes in (torch.tensor([7, 4, 7]), torch.tensor([0, 1, 2])):
+        assert torch.equal(true_regions(batch, images, classes, kind), of_all(batch)[images])  # type: ignore[arg-type, operator]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_the_true_region_among_several_labels_is_that_of_the_class(kind: str) -> None:
+    batch = two_class_scenes(6)
+    images = torch.tensor([5, 0, 3])
+    classes = present_classes(batch)[images, torch.tensor([1, 0, 1])]
+    regions = true_regions(batch, images, classes, kind)  # type: ignore[arg-type]
+    assert regions is not None
+    assert torch.equal(regions, regions_of(batch, images, classes, kind))  # type: ignore[arg-type]
+    assert (regions < (box_regions if kind == "boxes" else mask_regions)(batch)[images]).any()
+
+
+def test_there_is_no_true_region_without_annotation() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    bare = collate([{"image": torch.zeros(3, 6, 8), "label": 0, "id": "a"}])
+    assert true_regions(bare, none, none, "boxes") is None  # type: ignore[arg-type]
+    assert true_regions(batch_of([]), none, none, "masks") is None
+    with pytest.raises(InputError, match="kind is 'mask'; choose one of boxes, masks"):
+        true_regions(by_hand(), none, none, "mask")  # type: ignore[arg-type]
 
 
 def test_multi_hot_labels_reach_only_those_who_ask_for_them() -> None:

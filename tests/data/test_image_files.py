@@ -219,6 +219,27 @@ def test_workers_and_epochs_draw_different_augmentations_that_follow_from_the_se
     )
 
 
+def test_training_reads_no_annotation_and_draws_the_same_pictures(tmp_path: Path) -> None:
+    """The mask file is gone: training does not miss it, evaluation of the training images does."""
+    module = Pictures([with_two(tmp_path)])
+    module.multi_label = True
+    (expected,) = (module.dataset("train")[index] for index in [0])
+    (tmp_path / "two_mask.png").unlink()
+    (batch,) = module.train_dataloader()
+    assert set(batch) == {"image", "label", "id"}
+    assert torch.equal(batch["image"][0], expected["image"])
+    assert torch.equal(batch["label"][0], expected["label"])
+    with pytest.raises(InputError, match=r"two_mask.png: the file does not exist"):
+        list(module.evaluation_dataloader("train"))
+
+
+def test_transforms_of_ones_own_may_look_at_boxes_and_masks(tmp_path: Path) -> None:
+    specs = [{"class_path": "RandomSizedBBoxSafeCrop", "init_args": {"height": 48, "width": 48}}]
+    (batch,) = Pictures([with_rectangle(tmp_path)], train_transforms=specs).train_dataloader()
+    assert len(batch["boxes"]) == 1
+    assert (batch["mask"] == 1).any()
+
+
 def test_every_epoch_has_every_picture_once_in_another_order(tmp_path: Path) -> None:
     first, second = images(Pictures(plain(tmp_path, 12)), 2)
     assert sorted(first) == sorted(second) == sorted(map(str, range(12)))

@@ -4,12 +4,11 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from litcam.callbacks.monitor import ExplanationMonitor
-from litcam.callbacks.reporting import log_scalars, metric_device
+from litcam.callbacks.reporting import log_scores, metric_device
 from litcam.callbacks.shared import Explained, Target
-from litcam.data.batch import box_regions, mask_regions, regions_of
+from litcam.data.batch import true_regions
 from litcam.errors import InputError, check_choice
 from litcam.explainers import check_explainer
 from litcam.metrics import Localization
@@ -69,28 +68,22 @@ class LocalizationMonitor(ExplanationMonitor):
         self.num_wrong = torch.zeros((), dtype=torch.int64, device=pl_module.device)
 
     def consume(self, explained: Explained) -> None:
-        key = "boxes" if self.regions == "boxes" else "mask"
-        if key not in explained.batch:
+        self.num_wrong += (~explained.correct).sum()
+        if self.wrong_predictions == "skip":
+            explained = explained.choose(explained.correct)
+        regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
+        if regions is None:
+            key = "boxes" if self.regions == "boxes" else "mask"
             raise InputError(
                 f"LocalizationMonitor compares with {self.regions}, but the batches have no '{key}'; "
                 "take a dataset that has them, or leave this callback out."
             )
-        self.num_wrong += (~explained.correct).sum()
-        if self.wrong_predictions == "skip":
-            explained = explained.choose(explained.correct)
-        self.metric.update(explained.heatmaps.to(self.metric.device), self._regions(explained).to(self.metric.device))
-
-    def _regions(self, explained: Explained) -> Tensor:
-        """The true regions [n, H, W]: all instances of the image, or in multi-label data those of the class."""
-        if explained.multi_label:
-            return regions_of(explained.batch, explained.rows, explained.labels, self.regions)
-        return (box_regions if self.regions == "boxes" else mask_regions)(explained.batch)[explained.rows]
+        self.metric.update(explained.heatmaps.to(self.metric.device), regions.to(self.metric.device))
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         scores = self.metric.compute()
         counts = {
-            "degenerate": scores.pop("num_degenerate"),
+            "degenerate": scores["num_degenerate"],
             "wrong_predictions": trainer.strategy.reduce(self.num_wrong, reduce_op="sum"),
         }
-        scores = {name: score for name, score in scores.items() if not name.startswith("num_")}
-        log_scalars(pl_module, f"{stage}/{self.tag}", {**scores, **counts}, self.shown)
+        log_scores(pl_module, stage, self.tag, scores, counts, self.shown)

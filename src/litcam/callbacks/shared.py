@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, record
-from litcam.data.batch import Batch, read_batch
+from litcam.data.batch import Batch, labelled_pairs, read_batch
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.vit import evaluating, find_vit
@@ -228,18 +228,16 @@ class SharedExplanations:
     def _explain(self, request: Request, rows: Tensor) -> Explained | None:
         assert self._trace is not None  # _end_batch came first
         batch = read_batch(self._batch, multi_label=True)
-        labels = batch["label"][rows.to(batch["label"].device)]
-        if labels.ndim == 2:  # each class of an image is explained by itself
-            if request.target == "predicted":
-                raise InputError("target is 'predicted', but the images have several labels each; choose true.")
-            places, labels = labels.nonzero(as_tuple=True)
-            rows = rows[places.cpu()]
-        if len(rows) == 0:
+        if batch["label"].ndim == 2 and request.target == "predicted":
+            raise InputError("target is 'predicted', but the images have several labels each; choose true.")
+        images, labels = labelled_pairs(batch)  # each class of an image is explained by itself
+        wanted = torch.isin(images, rows.to(images.device))
+        images, labels = images[wanted], labels[wanted]
+        if len(images) == 0:
             return None
-        rows_there, trace = rows.to(labels.device), self._trace.select(rows)
-        targets = labels if request.target == "true" else None
-        explanation = self._explainers[request].explain(trace, targets)
-        return Explained(batch, rows_there, self._indices[rows], labels, explanation, trace)
+        trace = self._trace.select(images)
+        explanation = self._explainers[request].explain(trace, labels if request.target == "true" else None)
+        return Explained(batch, images, self._indices[images.cpu()], labels, explanation, trace)
 
 
 _shared: WeakKeyDictionary[L.Trainer, SharedExplanations] = WeakKeyDictionary()

@@ -12,6 +12,7 @@ from litcam.data.batch import (
     present_classes,
     read_batch,
     regions_of,
+    true_regions,
 )
 from litcam.data.cub import CUB200DataModule
 from litcam.data.digits import DigitScenes, DigitScenesDataModule, SceneStyle
@@ -45,4 +46,5 @@ __all__ = [
     "present_classes",
     "read_batch",
     "regions_of",
+    "true_regions",
 ]

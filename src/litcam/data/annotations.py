@@ -10,8 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from litcam.data.reading import bad_file, shown_box
-
-Box = tuple[float, float, float, float]
+from litcam.data.records import Box
 
 
 @dataclass(frozen=True)

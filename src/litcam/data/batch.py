@@ -193,6 +193,29 @@ def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Literal["
     return _unions(filled[instance], pair, len(images))
 
 
+def true_regions(batch: Batch, images: Tensor, classes: Tensor, kind: Literal["boxes", "masks"]) -> Tensor | None:
+    """The true region of M pairs of image and class: bool [M, H, W]; None if the batch has no such annotation.
+
+    With class indices as labels it is the region of the image, whatever the class; with multi-hot ones that of the
+    class.
+
+    Args:
+        batch: with boxes, or for ``"masks"`` with the mask; for multi-hot labels with boxes and instance_labels.
+        images: index in the batch, [M].
+        classes: class index, [M].
+        kind: as ``regions`` of :func:`class_regions`.
+
+    Raises:
+        InputError: for another kind, and for a multi-label batch without instance_labels.
+    """
+    check_choice("kind", kind, ("boxes", "masks"))
+    if {"boxes": "boxes", "masks": "mask"}[kind] not in batch:
+        return None
+    if batch["label"].ndim == 1:
+        return (box_regions if kind == "boxes" else mask_regions)(batch)[images]
+    return regions_of(batch, images, classes, kind)
+
+
 def _filled_boxes(batch: Batch) -> Tensor:
     """The pixels of each of the n boxes of a batch: bool [n, H, W]."""
     boxes, (height, width) = batch["boxes"], batch["image"].shape[-2:]

@@ -7,16 +7,15 @@ from typing import Literal, TypeVar
 
 from torchvision.datasets.utils import download_and_extract_archive
 
+from litcam.data.download import downloading
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
-from litcam.data.reading import BadFileError, bad_file, shown_box
-from litcam.data.records import Record
+from litcam.data.reading import BadFileError, LeaveOut, bad_file, refuse, shown_box
+from litcam.data.records import Box, Record
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
 
 T = TypeVar("T")
-Box = tuple[float, float, float, float]
-LeaveOut = Callable[[BadFileError], None]
 
 FOLDER = "CUB_200_2011"
 PAGES = "https://data.caltech.edu/records"  # of CaltechDATA, the home of the archives
@@ -26,11 +25,7 @@ ARCHIVES = {  # what each unpacks to, its record, file and md5
 }
 
 
-def _refuse(error: BadFileError) -> None:
-    raise error
-
-
-def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = _refuse) -> list[Record]:
+def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = refuse) -> list[Record]:
     """The images of a split of CUB-200-2011 in the order of ``images.txt``, each with its box and, if there, its mask.
 
     The masks are grey, each level a fifth of five annotators; what most of them drew is the bird.
@@ -103,13 +98,8 @@ def download_cub(root: str | Path) -> None:
     for name, (record, file, md5) in ARCHIVES.items():
         if there[name]:
             continue
-        try:
+        with downloading(f"{file} cannot be downloaded", f"it from {PAGES}/{record}", target, target / name):
             download_and_extract_archive(f"{PAGES}/{record}/files/{file}", str(target), md5=md5)
-        except (OSError, RuntimeError) as error:  # no network, no room, or a checksum that differs
-            raise InputError(
-                f"{file} cannot be downloaded ({error}); fetch it from {PAGES}/{record} by other means and unpack it "
-                f"in {target}, so that {target / name} is there."
-            ) from error
 
 
 def _find_folder(root: Path) -> Path:

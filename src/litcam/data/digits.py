@@ -6,7 +6,7 @@ The data that is always there: the 1,797 digits ship with scikit-learn, the scen
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from litcam.data.batch import Sample
-from litcam.data.module import ImageDataModule, Split
+from litcam.data.module import ImageDataModule, Split, StreamSampler, rank_and_world
 from litcam.errors import InputError, check_at_least, check_choice
 
 Image = NDArray[np.float32]
@@ -320,8 +320,6 @@ class DigitScenesDataModule(ImageDataModule):
         num_workers: processes that draw scenes beside the training; 0 draws them in the training process.
     """
 
-    fresh_training_data = True
-
     def __init__(
         self,
         num_train: int = 10_000,
@@ -347,6 +345,11 @@ class DigitScenesDataModule(ImageDataModule):
     @property
     def class_names(self) -> list[str]:
         return CLASS_NAMES
+
+    def train_sampler(self, dataset: Dataset[Any]) -> StreamSampler:
+        """This process's share of the epoch's scenes."""
+        rank, world = rank_and_world()
+        return StreamSampler(dataset, world, rank, shuffle=False, drop_last=True)
 
     def build_dataset(self, split: Literal["train", "val", "test"]) -> DigitScenes:
         height, width = self.image_size

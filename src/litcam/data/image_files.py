@@ -7,13 +7,14 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from litcam.data.batch import VOID, Sample
 from litcam.data.module import ImageDataModule, Split, StreamSampler, rank_and_world
@@ -29,7 +30,7 @@ from litcam.data.reading import (
     read_mask,
     usable_boxes,
 )
-from litcam.data.records import Record
+from litcam.data.records import Record, Records
 from litcam.data.transforms import (
     Pipeline,
     TransformSpec,
@@ -78,17 +79,23 @@ class ImageFiles(Dataset[Sample]):
         replace_bad: bool = False,
         seed: int = 0,
     ) -> None:
-        self.records = records
+        self.records = records if isinstance(records, Records) else Records(records)
         self.pipeline = pipeline
         self.size = size
         self.num_classes = num_classes
         self.multi_label = multi_label
         self.replace_bad = replace_bad
         self.seed = seed
-        self.has_boxes = any(record.boxes is not None for record in records)
-        self.has_masks = any(record.mask is not None for record in records)
+        self.has_boxes = self.records.has_boxes
+        self.has_masks = self.records.has_masks
         # Shared by all workers, so that a file is named once and not tried again.
         self.is_bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+
+    def without_annotations(self) -> "ImageFiles":
+        """The same images and labels without boxes and masks, which are then not read."""
+        plain = copy(self)
+        plain.has_boxes = plain.has_masks = False
+        return plain
 
     def __len__(self) -> int:
         return len(self.records)
@@ -186,7 +193,8 @@ class ImageFilesDataModule(ImageDataModule):
     Args:
         root: folder of the dataset.
         train_transforms: albumentations, each with ``class_path`` and ``init_args``; None takes random resized crop,
-            horizontal flip and light colour jitter at the model's size.
+            horizontal flip and light colour jitter at the model's size. These look at the image alone: training batches
+            then have no boxes and masks, whose files are not read.
         eval_transforms: the same for validation and test; None takes the model's own resize and crop.
         eval_resize: where ``eval_transforms`` is None: ``"crop"`` for the model's own resize and centre crop,
             ``"squash"`` for a resize to the model's size whatever the aspect, which cuts nothing off.
@@ -226,12 +234,12 @@ class ImageFilesDataModule(ImageDataModule):
         self.on_error = on_error
         self.seed = seed
         self.left_out: dict[str, None] = {}  # what is wrong with which file, in the order of finding, each once
-        self._records: dict[Split, list[Record]] = {}
+        self._records: dict[Split, Records] = {}
         for split in self.splits[:2]:
             self.pipeline(split)  # what is wrong with the options shows before any file is read
 
     @abstractmethod
-    def records(self, split: Split) -> list[Record]:
+    def records(self, split: Split) -> Sequence[Record]:
         """Every image of a split whose files are there; none for a split that the dataset does not have."""
 
     def leave_out(self, path: Path, trouble: str) -> None:
@@ -248,7 +256,7 @@ class ImageFilesDataModule(ImageDataModule):
             raise BadFileError(f"{error}{_HINT}")
         self.left_out.setdefault(str(error))
 
-    def usable_records(self, split: Split) -> list[Record]:
+    def usable_records(self, split: Split) -> Records:
         """The records of a split, found once; where bad files are skipped, those of val and test are read once too."""
         if split not in self._records:
             before = len(self.left_out)
@@ -261,7 +269,7 @@ class ImageFilesDataModule(ImageDataModule):
             if not records:
                 raise InputError(f"There is no usable image for {split} in {printable(self.root)}.")
             self._warn_of_left_out(before)
-            self._records[split] = records
+            self._records[split] = records if isinstance(records, Records) else Records(records)
         return self._records[split]
 
     def check_records(self, records: Sequence[Record]) -> Iterator[BadFileError | None]:
@@ -305,12 +313,15 @@ class ImageFilesDataModule(ImageDataModule):
             seed=self.seed,
         )
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches, augmented anew in every epoch; the last incomplete one is dropped."""
-        dataset = self.dataset("train")
+    def train_dataset(self) -> ImageFiles:
+        """The training images, without boxes and masks unless transforms of the user's own might look at them."""
+        dataset = cast(ImageFiles, self.dataset("train"))
+        return dataset.without_annotations() if self.train_transforms is None else dataset
+
+    def train_sampler(self, dataset: Dataset[Any]) -> StreamSampler:
+        """This process's share of the images: in another order and augmented anew in every epoch."""
         rank, world = rank_and_world()
-        sampler = StreamSampler(dataset, world, rank, shuffle=True, seed=self.seed, drop_last=True)
-        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+        return StreamSampler(dataset, world, rank, shuffle=True, seed=self.seed, drop_last=True)
 
     def _warn_of_left_out(self, before: int) -> None:
         new = list(self.left_out)[before:]

@@ -3,22 +3,21 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from timm.data import ImageNetInfo
 
-from litcam.data.annotations import Annotation, Box, read_voc
+from litcam.data.annotations import Annotation, read_voc
 from litcam.data.image_files import ImageFiles, ImageFilesDataModule, OnError
 from litcam.data.module import Split
-from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, bad_file, shown_box
-from litcam.data.records import Record
+from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, LeaveOut, bad_file, refuse, shown_box
+from litcam.data.records import Box, Record, Records
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
 
-LeaveOut = Callable[[BadFileError], None]
 Annotations = Mapping[str, Annotation | None]  # by the image's name without suffix; None for one that is not usable
 
 MAPPING, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
@@ -47,11 +46,7 @@ class _Tree:
         return next((folder / name for folder in self.lists if (folder / name).is_file()), None)
 
 
-def _refuse(error: BadFileError) -> None:
-    raise error
-
-
-def imagenet_records(root: str | Path, split: Split, leave_out: LeaveOut = _refuse) -> list[Record]:
+def imagenet_records(root: str | Path, split: Split, leave_out: LeaveOut = refuse) -> Records:
     """The images of a split of ImageNet by class and name, or in the order of Kaggle's list.
 
     Validation images have boxes where Kaggle's list or XML files are there too; pixels are counted from 0 and ends are
@@ -75,11 +70,11 @@ def imagenet_records(root: str | Path, split: Split, leave_out: LeaveOut = _refu
         labelled = _images_by_folder(folder, classes, leave_out)
     else:
         labelled = _images_by_annotation(folder, classes, annotations, leave_out)
-    return [
+    return Records(
         _record(path, synset, classes[synset], annotations.get(path.stem))
         for path, synset in labelled
         if annotations.get(path.stem, _NONE) is not None
-    ]
+    )
 
 
 def imagenet_class_names(root: str | Path) -> list[str]:
@@ -288,7 +283,7 @@ class ImageNetDataModule(ImageFilesDataModule):
     def class_names(self) -> list[str]:
         return imagenet_class_names(self.root)
 
-    def records(self, split: Split) -> list[Record]:
+    def records(self, split: Split) -> Sequence[Record]:
         tree = _find_tree(self.root)
         if not tree.folder(split).is_dir():
             return []

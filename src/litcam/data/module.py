@@ -4,7 +4,7 @@ Knows neither datasets nor models; the model's data config reaches it through th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from litcam.data.batch import Batch, collate
 from litcam.errors import check_at_least
@@ -46,8 +46,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         batch_size: images per batch and process.
         num_workers: loading processes; 0 loads in the training process.
     """
-
-    fresh_training_data = False  # whether the training dataset is a stream that goes on beyond its length
 
     def __init__(self, batch_size: int = 64, num_workers: int = 2) -> None:
         super().__init__()
@@ -91,14 +89,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._datasets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled (or fresh) batches; the last incomplete one is dropped."""
-        dataset = self.dataset("train")
-        rank, world = rank_and_world()
-        sampler_type: type[DistributedSampler[Any]] = StreamSampler if self.fresh_training_data else DistributedSampler
-        sampler = sampler_type(
-            dataset, num_replicas=world, rank=rank, shuffle=not self.fresh_training_data, drop_last=True
-        )
+        """Batches in the order of :meth:`train_sampler`; the last incomplete one is dropped."""
+        dataset = self.train_dataset()
+        sampler = self.train_sampler(dataset)
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def train_dataset(self) -> Dataset[Any]:
+        """What the training reads: the dataset of the split, or as much of its samples as a training needs."""
+        return self.dataset("train")
+
+    def train_sampler(self, dataset: Dataset[Any]) -> DistributedSampler[Any]:
+        """This process's share of the training images: in another order in every epoch."""
+        rank, world = rank_and_world()
+        return DistributedSampler(dataset, world, rank, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation image once, in order."""
@@ -108,9 +111,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Every test image once, in order."""
         return self.evaluation_dataloader("test")
 
-    def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:
-        """Every image of a split once, in order, over all processes."""
+    def evaluation_dataloader(self, split: Split, indices: Sequence[int] | None = None) -> DataLoader[Any]:
+        """Every image of a split, or some of them, once, in order, over all processes."""
         dataset = self.dataset(split)
+        if indices is not None:
+            dataset = Subset(dataset, indices)
         rank, world = rank_and_world()
         # Lightning's own sampler would pad to equal shares, and count some images twice.
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
@@ -146,9 +151,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
 
 def _prepare_worker(worker: int) -> None:
-    cv2.setNumThreads(
-        0
-    )  # one thread per worker: OpenCV would start one per core in each, for images this small in vain
+    cv2.setNumThreads(0)  # OpenCV would start one per core in each worker, for images this small in vain
 
 
 def rank_and_world() -> tuple[int, int]:

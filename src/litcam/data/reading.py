@@ -3,7 +3,7 @@
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,14 @@ class BadFileError(SampleError):
 def bad_file(path: Path, trouble: str) -> BadFileError:
     """The error for a file and what is wrong with it."""
     return BadFileError(f"{printable(path)}: {trouble}")
+
+
+LeaveOut = Callable[[BadFileError], None]  # takes the error of a file that is left out
+
+
+def refuse(error: BadFileError) -> None:
+    """Leave no file out: raise its error."""
+    raise error
 
 
 def printable(path: Path | str) -> str:

@@ -7,6 +7,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from litcam.data.annotations import read_voc
+from litcam.data.download import downloading
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
 from litcam.data.reading import BadFileError
@@ -97,13 +98,9 @@ class VOC2012DataModule(ImageFilesDataModule):
         if not self.download or any((self.root / place / "ImageSets").is_dir() for place in _PLACES):
             return
         url, file, md5 = (_ARCHIVE[key] for key in ("url", "filename", "md5"))
-        try:
+        unpacked = self.root / "VOCdevkit" / "VOC2012"
+        with downloading("PASCAL VOC 2012 could not be downloaded", url, self.root, unpacked):
             download_and_extract_archive(url, str(self.root), filename=file, md5=md5)
-        except (OSError, RuntimeError) as error:  # no network, no room, or a checksum that differs
-            raise InputError(
-                f"PASCAL VOC 2012 could not be downloaded ({error}); fetch {url} by other means and unpack it in "
-                f"{self.root}, so that {self.root / 'VOCdevkit' / 'VOC2012'} is there."
-            ) from error
 
     def records(self, split: Split) -> list[Record]:
         folder = self.folder
