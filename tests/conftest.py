@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
 
@@ -9,6 +10,8 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+
+from cli_cases import train
 
 SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 
@@ -67,3 +70,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of three epochs, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    finished = train(folder, "--trainer.max_epochs=3")
+    assert finished.returncode == 0, finished.stderr
+    return folder / "digits" / "version_0", finished.stdout

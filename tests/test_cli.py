@@ -16,51 +16,13 @@ import pytest
 import torch
 import yaml
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
-SMALL_RUN = [
-    "--model.pretrained=false",
-    '--model.model_kwargs={"depth": 2, "embed_dim": 24, "num_heads": 2}',
-    "--data.num_train=48",
-    "--data.num_val=21",
-    "--data.num_test=10",
-    "--data.batch_size=16",
-    "--data.num_workers=0",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-]
+from cli_cases import ENVIRONMENT, ROOT, SMALL_RUN, command, train
 
 
 @pytest.fixture(autouse=True)
 def closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's log handler keeps the stream that an earlier test captured."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
-
-
-def command(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run train.py or evaluate.py as a user does."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-        check=False,
-    )
-
-
-def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A small run whose folder is ``folder/digits/version_0``."""
-    return command("train.py", *SMALL_RUN, f"--trainer.logger.init_args.save_dir={folder}", *arguments)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished run of three epochs, and what it printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    finished = train(folder, "--trainer.max_epochs=3")
-    assert finished.returncode == 0, finished.stderr
-    return folder / "digits" / "version_0", finished.stdout
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -126,15 +88,15 @@ def test_evaluate_needs_the_checkpoint_alone(run: tuple[Path, str]) -> None:
         assert entry["value"] == pytest.approx(float(last[f"val/agcam/{metric}"]), abs=1e-5)
         assert entry["low"] <= entry["value"] <= entry["high"]
     table = (folder / "evaluation" / "last-val" / "results.csv").read_text().splitlines()
-    assert table[0] == "method,metric,value,low,high,num_images"
+    assert table[0] == "method,score,value,low,high,num_images,metric"
     assert "pointing game" in finished.stdout
 
 
 def test_evaluate_tells_two_classes_apart_in_other_scenes_than_the_trainings(run: tuple[Path, str]) -> None:
     folder, _ = run
     finished = command(
-        *("evaluate.py", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--data", "classes=2", "num_val=20"),
-        *("--methods", "reciprocam:kernel=dirac", "rollout", "--perturbation_images", "0"),
+        *("evaluate.py", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--data.classes=2"),
+        *("--data.num_val=20", "--methods", "reciprocam:kernel=dirac", "rollout", "--perturbation_images", "0"),
     )
     assert finished.returncode == 0, finished.stderr
     results = json.loads((folder / "evaluation" / "last-val-classes=2-num_val=20" / "results.json").read_text())
@@ -293,9 +255,13 @@ def test_evaluate_names_an_unknown_method(run: tuple[Path, str], capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "clases=2"], "DigitScenesDataModule has no argument 'clases'; it has num_train, num_val"),
-        (["--data", "classes"], "The option 'classes' has no value; write classes=value"),
-        (["--data", "classes=3"], "classes is 3; choose one of 1, 2"),
+        (["--data.clases=2"], "DigitScenesDataModule has no argument 'clases'; it has num_train, num_val"),
+        (["--data.class_path=Digits"], "There is no data module 'Digits'; choose one of litcam.data.CUB200DataModule"),
+        (["--metrics", "iou"], "metric is 'iou'; choose one of localization"),
+        (["--metrics", "perturbation:protocol=rode"], "protocol is 'rode'; choose one of agcam, chefer, rise, road"),
+        (["--report_images=-1"], "report_images is -1"),
+        (["--model.model=vit_tiny_patch16_224"], "Give either ckpt_path, checkpoints of train.py, or model and data"),
+        (["--data.classes=3"], "classes is 3; choose one of 1, 2"),
         (["--methods", "reciprocam:kernel=box"], "kernel is 'box'; choose one of gaussian, dirac"),
         (["--methods", "cam"], "cam needs a timm model with average pooling"),
         (["--methods", "captum:DeepLift"], "captum:DeepLift is not supported"),

@@ -7,12 +7,12 @@ import os
 import sys
 import tempfile
 import warnings
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from litcam.callbacks import RunSummary, StepSeed
@@ -21,8 +21,9 @@ from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.data.check import check_data
 from litcam.errors import InputError, LitcamError
-from litcam.evaluation import DEFAULT_METHODS, evaluate_checkpoint
-from litcam.explainers import list_explainers, parse_options
+from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
+from litcam.evaluation.command import evaluate_runs
+from litcam.explainers import list_explainers
 
 
 class LitcamCLI(LightningCLI):
@@ -124,26 +125,41 @@ def _silence_known_warnings() -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """Score the explanations of a checkpoint; see :func:`litcam.evaluation.evaluate_checkpoint`.
+    """Score the explanations of checkpoints; see :func:`litcam.evaluation.command.evaluate_runs`.
 
-    Ends the process with status 2 and one sentence when the checkpoint or an option is not usable.
+    Ends the process with status 2 and one sentence when a checkpoint or an option is not usable.
     """
-    parser = ArgumentParser(description="Score the explanations of a checkpoint of train.py on its own data.")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a run; model and data come from it")
+    parser = ArgumentParser(prog="evaluate.py", description="Score the explanations of checkpoints of train.py.")
+    parser.add_argument("--config", action=ActionConfigFile, help="options from a YAML file, such as configs/paper/…")
+    parser.add_argument("--ckpt_path", type=str, nargs="+", help="checkpoints, or run folders: model and data as there")
+    parser.add_argument("--model", type=dict[str, Any] | None, help="of ViTClassifier, where there is no checkpoint")
+    parser.add_argument(
+        "--data", type=dict[str, Any] | None, help="what is to differ in the data: --data.classes 2; or other data"
+    )
     parser.add_argument(
         "--methods",
+        type=str,
         nargs="+",
         default=list(DEFAULT_METHODS),
         help="explainers, with options if wanted (reciprocam:kernel=dirac): "
         f"{', '.join(list_explainers())}, captum:IntegratedGradients, …",
     )
-    parser.add_argument("--split", choices=["val", "test"], default="val", help="of the checkpoint's data")
-    parser.add_argument("--output", type=str, help="folder of the results (default: beside the checkpoints)")
-    parser.add_argument("--perturbation_images", type=int, default=256, help="images of the perturbation curves")
-    parser.add_argument("--num_workers", type=int, help="loading processes, if other than in the training")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="KEY=VALUE", help="what is to differ in the data: classes=2"
+        "--metrics",
+        type=str,
+        nargs="+",
+        help=f"with options if wanted (perturbation:protocol=road): {', '.join(list_metrics())} "
+        f"(default: {', '.join(DEFAULT_METRICS)}, as far as the data allow)",
     )
-    options = vars(parser.parse_args(args))
+    parser.add_argument("--split", type=Literal["train", "val", "test"], default="val", help="of the data")
+    parser.add_argument("--target", type=Literal["true", "predicted"], default="true", help="class to explain")
+    parser.add_argument("--output", type=str | None, help="folder of the results (default: in the run folder)")
+    parser.add_argument("--num_images", type=int | None, help="a random subset of the images (default: all)")
+    parser.add_argument("--perturbation_images", type=int | None, default=256, help="of the curves; null: all")
+    parser.add_argument("--report_images", type=int, default=200, help="images in the gallery of the report")
+    parser.add_argument("--num_workers", type=int | None, help="loading processes, if other than in the training")
+    parser.add_argument("--seed", type=int, default=0, help="of the subsets")
     with _plain_errors():
-        evaluate_checkpoint(**{**options, "data": parse_options(options["data"])})
+        options = parser.parse_args(None if args is None else list(args)).as_dict()
+        options.pop("config")
+        evaluate_runs(**options)

@@ -176,8 +176,9 @@ def build_transforms(specs: Sequence[TransformSpec], name: str) -> list[Any]:
     """Transforms of albumentations as a config describes them.
 
     Args:
-        specs: each with a ``class_path`` (``albumentations.HorizontalFlip``, or ``HorizontalFlip``) and ``init_args``;
-            those of ``OneOf`` and its like may hold further ones under ``transforms``.
+        specs: each with a ``class_path`` (``albumentations.HorizontalFlip``, ``HorizontalFlip``, or
+            ``litcam.data.transforms.EvaluationResize``) and ``init_args``; those of ``OneOf`` and its like may hold
+            further ones under ``transforms``.
         name: of the option, for messages.
 
     Raises:
@@ -192,13 +193,15 @@ def _build(spec: Any, name: str) -> Any:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str) or set(spec) - _SPEC_KEYS:
         raise InputError(f"{name}: {spec!r} is no transform; write class_path and, if wanted, init_args.")
     class_name = spec["class_path"].removeprefix("albumentations.")
-    known = getattr(A, class_name, None)  # nothing else is imported: a checkpoint's data must not run code
+    own = f"{EvaluationResize.__module__}.{EvaluationResize.__name__}"
+    # Nothing else is imported: a checkpoint's data must not run code.
+    known = EvaluationResize if class_name == own else getattr(A, class_name, None)
     if not isinstance(known, type) or not issubclass(known, A.BasicTransform | A.BaseCompose):
         raise InputError(f"{name}: albumentations has no transform {spec['class_path']!r}.")
     arguments = dict(spec.get("init_args") or {})
     if issubclass(known, A.BaseCompose):
         arguments["transforms"] = build_transforms(arguments.get("transforms", ()), name)
-    else:
+    elif known is not EvaluationResize:
         arguments["strict"] = True  # or what it does not know would only warn
     try:
         return known(**arguments)

@@ -84,7 +84,8 @@ def measure(
     by_name = {text: _create_explainer(text, module) for text in explainers}
     datamodule.use_data_config(getattr(module, "data_config", datamodule.data_config))
     mean, std = (tuple(map(float, datamodule.data_config[key])) for key in ("mean", "std"))
-    scorers = [create_scorer(text, mean, std, multi_label, seed) for text in metrics or DEFAULT_METRICS]
+    wanted = DEFAULT_METRICS if metrics is None else metrics
+    scorers = [create_scorer(text, mean, std, multi_label, seed) for text in wanted]
     total = len(datamodule.dataset(split))  # type: ignore[arg-type]  # ours have a length
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     indices = order[:num_images].sort().values

@@ -1,0 +1,160 @@
+"""What evaluate.py does: checkpoints in, printed tables, files and a report out."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from litcam.classifier import ViTClassifier
+from litcam.data import ImageDataModule
+from litcam.data.module import Split
+from litcam.errors import InputError, check_at_least
+from litcam.evaluation import DEFAULT_METHODS, evaluate
+from litcam.evaluation.measuring import Target
+from litcam.evaluation.pages import drift, report_run, shown_rows
+from litcam.evaluation.results import Evaluation, results_table
+from litcam.evaluation.runs import create_data, create_model, find_checkpoints, load_run
+from litcam.report import Drift, write_report
+
+
+def evaluate_runs(
+    ckpt_path: Sequence[str | Path] | None = None,
+    model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    metrics: Sequence[str] | None = None,
+    split: Split = "val",
+    target: Target = "true",
+    output: str | Path | None = None,
+    num_images: int | None = None,
+    perturbation_images: int | None = 256,
+    report_images: int = 200,
+    num_workers: int | None = None,
+    seed: int = 0,
+) -> list[Evaluation]:
+    """Score checkpoints, or a model without one; print the tables, write results, tables of the images and a report.
+
+    Every checkpoint has its folder, ``evaluation/<checkpoint>-<split>`` in the run folder, with what
+    :meth:`Evaluation.write` writes and ``report.html``; several share a folder with a report and ``drift.csv`` beside.
+
+    Args:
+        ckpt_path: checkpoints of train.py, or run folders, all of whose checkpoints are taken.
+        model: arguments of the classifier, where there is no checkpoint; it needs ``data`` with a ``class_path``.
+        data: arguments of the data module that are to differ from the training's; with ``class_path`` other data.
+        methods: explainers, each a name with options if wanted.
+        metrics: see :func:`litcam.evaluation.evaluate`.
+        split: of the data.
+        target: explain the ``"true"`` or the ``"predicted"`` class.
+        output: folder of the results, if not in the run folder.
+        num_images: a fixed random subset of the images; None takes all.
+        perturbation_images: the same for the perturbation curves.
+        report_images: how many images the gallery of the report shows.
+        num_workers: loading processes, if other than in the training.
+        seed: of the subsets.
+
+    Raises:
+        CheckpointError: if a file cannot be used.
+        InputError: for an unknown method, metric or option, or an output folder that cannot be written.
+    """
+    check_at_least("report_images", report_images, least=0)
+    if (ckpt_path is None) == (model is None):
+        raise InputError("Give either ckpt_path, checkpoints of train.py, or model and data, as a config names them.")
+    given = dict(data or {})
+    changes = given if num_workers is None else {**given, "num_workers": num_workers}
+    subjects = _subjects(ckpt_path, model or {}, split, given, Path(output) if output else None)
+    console, evaluations = Console(), []
+    for subject in subjects:
+        module, datamodule = subject.load(changes)
+        module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        images = (num_images, perturbation_images)
+        found = evaluate(module, datamodule, methods, metrics, split, target, *images, seed, subject.folder / "parts")
+        about = {"checkpoint": subject.checkpoint, "model": module.hparams["model"], "data": given}
+        found = replace(found, results={**about, **found.results})
+        found.write(subject.folder)
+        evaluations.append(found)
+        if len(subjects) > 1:
+            console.print(f"[bold]{subject.name}[/bold]")
+        console.print(results_table(found.results, found.cost))
+    folder = subjects[0].folder
+    if len(subjects) > 1:
+        folder = Path(output) if output else folder.parent / f"comparison-{split}"
+    _write_pages(folder, [subject.name for subject in subjects], evaluations, datamodule, report_images, seed)
+    console.print(f"Written: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    for subject in subjects:
+        console.print(f"  and {subject.folder / 'results.json'}, images.csv, …", highlight=False, soft_wrap=True)
+    return evaluations
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated, and where its results belong."""
+
+    name: str
+    checkpoint: str | None
+    model: Mapping[str, Any]
+    folder: Path
+
+    def load(self, data: Mapping[str, Any]) -> tuple[ViTClassifier, ImageDataModule]:
+        """The model and its data."""
+        if self.checkpoint is not None:
+            return load_run(self.checkpoint, data)
+        datamodule = create_data(data)
+        return create_model(self.model, datamodule), datamodule
+
+
+def _subjects(
+    ckpt_path: Sequence[str | Path] | None,
+    model: Mapping[str, Any],
+    split: Split,
+    data: Mapping[str, Any],
+    output: Path | None,
+) -> list[_Subject]:
+    """What is evaluated, each with a name and a folder of its own."""
+    ending = "-".join([split, *(f"{key}={value}" for key, value in data.items() if key != "class_path")])
+    ending = ending.replace("/", "_")
+    if ckpt_path is None:
+        name = str(model.get("model", "model"))
+        return [_Subject(name, None, model, output or Path("runs") / name / "evaluation" / ending)]
+    paths = find_checkpoints(ckpt_path)
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.parent.name}/{path.stem}" for path in paths]
+    folders = [path.resolve().parent.parent / "evaluation" / f"{path.stem}-{ending}" for path in paths]
+    if output is not None:
+        folders = [output] if len(paths) == 1 else [output / f"{place}-{path.stem}" for place, path in enumerate(paths)]
+    return [_Subject(name, str(path), {}, folder) for name, path, folder in zip(names, paths, folders, strict=True)]
+
+
+def _write_pages(
+    folder: Path,
+    names: Sequence[str],
+    evaluations: Sequence[Evaluation],
+    datamodule: ImageDataModule,
+    report_images: int,
+    seed: int,
+) -> None:
+    """The report, and how the maps moved where there are several checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    moved = None
+    if len(evaluations) > 1:
+        if any(found.images["id"].tolist() != evaluations[0].images["id"].tolist() for found in evaluations):
+            raise InputError("The checkpoints were trained on different data; name the images to compare on: --data.")
+        moved = drift(names, evaluations)
+        _write_drift(folder / "drift.csv", moved)
+    rows = shown_rows(evaluations, report_images, seed)
+    runs = [report_run(name, found, datamodule, rows) for name, found in zip(names, evaluations, strict=True)]
+    write_report(folder / "report.html", runs, moved)
+
+
+def _write_drift(path: Path, moved: Drift) -> None:
+    """A row per method and step from one checkpoint to the next."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "from", "to", "correlation", "iou"])
+        for method, correlations in moved.correlation.items():
+            steps = zip(moved.names, moved.names[1:], correlations, moved.iou[method], strict=False)
+            writer.writerows([method, *step] for step in steps)

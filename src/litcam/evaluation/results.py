@@ -1,0 +1,177 @@
+"""From what was measured to what is read: the results of every method, as JSON, CSV and a table to print."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.table import Table
+
+from litcam.errors import InputError
+from litcam.evaluation.measuring import Measurements
+from litcam.evaluation.scored import Scored
+from litcam.evaluation.scorers import Scorer
+from litcam.evaluation.tables import class_table, image_table, telling_images
+from litcam.metrics.image_metric import ImageMetric
+
+SCHEMA_VERSION = 2
+LOWER_IS_BETTER = ("morf", "deletion", "positive", "drop", "complexity")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        results: what ``results.json`` holds; README, "results.json", describes it.
+        images: a row per image and class explained: ``index``, ``id``, classes, probabilities, and
+            ``<method>/<score>`` of every method.
+        classes: the means of these over the images of each class.
+        cost: by method ``ms_per_image``, and ``forwards``, how many forwards of the same images take as long.
+        measurements: what all this was made from, with the maps.
+    """
+
+    results: dict[str, Any]
+    images: pd.DataFrame
+    classes: pd.DataFrame
+    cost: dict[str, dict[str, float]]
+    measurements: Measurements
+
+    def maps(self, method: str) -> NDArray[np.float16]:
+        """The maps of a method, of the rows of ``images``: [M, gh, gw], each scaled to [0, 1]."""
+        return self.measurements.parts.collect(f"{list(self.measurements.explainers).index(method)}.maps")
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``results.json``, ``results.csv``, ``images.csv``, ``images.parquet``, ``classes.csv``, ``cost.json``.
+
+        Raises:
+            InputError: if the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text(json.dumps(self.results, indent=2, allow_nan=False) + "\n")
+            (folder / "cost.json").write_text(json.dumps(self.cost, indent=2) + "\n")
+            _write_results_csv(folder / "results.csv", self.results)
+            self.images.to_csv(folder / "images.csv", index=False)
+            self.images.to_parquet(folder / "images.parquet", index=False)
+            self.classes.to_csv(folder / "classes.csv", index=False)
+        except OSError as error:
+            raise InputError(
+                f"The folder {folder} cannot be written ({error.strerror}); name another: --output."
+            ) from error
+
+
+def conclude(measurements: Measurements, class_names: Sequence[str]) -> Evaluation:
+    """Results and tables of what was measured."""
+    images = image_table(measurements, class_names)
+    methods: dict[str, dict[str, dict[str, Any]]] = {}
+    curves: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, dict[str, dict[str, int]]] = {}
+    columns: dict[str, NDArray[np.float64]] = {}
+    prefixes = _prefixes(measurements.scorers)
+    for number, name in enumerate(measurements.explainers):
+        degenerate = measurements.parts.collect(f"{number}.degenerate")
+        methods[name] = {}
+        columns[f"{name}/degenerate"] = degenerate
+        for place, scorer in enumerate(measurements.scorers):
+            scored = Scored(measurements, scorer, f"{number}.{place}.", images["index"].to_numpy())
+            if not scored.num_images:
+                continue
+            prefix = prefixes[scorer.name]
+            methods[name] |= {prefix + score: entry for score, entry in scored.entries().items()}
+            left_out.setdefault(name, {})[scorer.name] = scored.left_out
+            if scored.curves():
+                curves.setdefault(name, {})[scorer.name] = scored.curves()
+            columns |= {f"{name}/{prefix}{score}": values for score, values in scored.of_images().items()}
+        methods[name]["degenerate"] = {"value": int(degenerate.sum()), "num_images": len(degenerate)}
+    images = pd.concat([images, pd.DataFrame(columns)], axis=1)
+    hits = measurements.parts.collect("hits")
+    described = {scorer.name for found in left_out.values() for scorer in measurements.scorers if scorer.name in found}
+    results: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "split": measurements.split,
+        "target": measurements.target,
+        "num_images": len(hits),
+        "accuracy": float(hits.mean()),
+        "protocols": {scorer.name: scorer.description for scorer in measurements.scorers if scorer.name in described},
+        "lower_is_better": list(
+            dict.fromkeys(score for scores in methods.values() for score in scores if _is_lower(score))
+        ),
+        "controls": [name for name, explainer in measurements.explainers.items() if explainer.is_control],
+        "methods": methods,
+        "left_out": left_out,
+        "curves": curves,
+        "telling": telling_images(measurements, images),
+    }
+    return Evaluation(results, images, class_table(images), _cost(measurements), measurements)
+
+
+def _prefixes(scorers: Sequence[Scorer]) -> dict[str, str]:
+    """What the names of each metric's scores begin with: of several of a kind, the later ones have their own name."""
+    prefixes: dict[str, str] = {}
+    taken: set[tuple[type[ImageMetric], str]] = set()
+    for scorer in scorers:
+        kind = (type(scorer.metric), scorer.prefix)
+        prefixes[scorer.name] = f"{scorer.name}/" if kind in taken else scorer.prefix
+        taken.add(kind)
+    return prefixes
+
+
+def _cost(measurements: Measurements) -> dict[str, dict[str, float]]:
+    """Time of the recorded forward and of each method's explanation, measured during the evaluation."""
+    cost = {}
+    for number, name in enumerate(measurements.explainers):
+        forward, explanation, images, pairs = measurements.parts.collect(f"{number}.seconds").T
+        per_image, per_pair = forward.sum() / images.sum(), explanation.sum() / pairs.sum()
+        cost[name] = {
+            "ms_per_image": float(1000 * (per_image + per_pair)),
+            "forwards": float((per_image + per_pair) / per_image),
+        }
+    return cost
+
+
+def _is_lower(score: str) -> bool:
+    return score.endswith(LOWER_IS_BETTER)
+
+
+def _write_results_csv(path: Path, results: Mapping[str, Any]) -> None:
+    """A row per method and score."""
+    keys = ("value", "low", "high", "num_images", "metric")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "score", *keys])
+        for method, scores in results["methods"].items():
+            for score, entry in scores.items():
+                writer.writerow([method, score, *(entry.get(key, "") for key in keys)])
+
+
+def results_table(results: Mapping[str, Any], cost: Mapping[str, Mapping[str, float]] | None = None) -> Table:
+    """Scores as rows, methods as columns, with half the interval's width where there is one."""
+    methods: Mapping[str, Mapping[str, Any]] = results["methods"]
+    title = f"{results['split']}: {results['num_images']} images, accuracy {results['accuracy']:.3f}"
+    table = Table(title=title, title_justify="left", caption="mean ± half the 95 % interval", caption_justify="left")
+    table.add_column("")
+    for name in methods:
+        table.add_column(name, justify="right")
+    found = list(dict.fromkeys(score for scores in methods.values() for score in scores))
+    for score in (score for score in found if score != "degenerate"):
+        title = score.replace("_", " ") + (" ↓" if score in results["lower_is_better"] else "")
+        table.add_row(title, *(_cell(scores.get(score)) for scores in methods.values()))
+    table.add_row("degenerate", *(_cell(scores["degenerate"]) for scores in methods.values()))
+    if cost is not None:
+        table.add_row("ms per image", *(f"{cost[name]['ms_per_image']:.1f}" for name in methods))
+    return table
+
+
+def _cell(entry: Mapping[str, float] | None) -> str:
+    if entry is None:
+        return "-"
+    if "low" not in entry:
+        return str(entry["value"])
+    return f"{entry['value']:.3f} ± {(entry['high'] - entry['low']) / 2:.3f}"
