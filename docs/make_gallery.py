@@ -12,7 +12,7 @@ import litcam
 from litcam.callbacks.heatmap_logger import TRUE_BOX
 from litcam.data import Batch, DigitScenesDataModule, boxes_of, present_classes
 from litcam.errors import LitcamError
-from litcam.evaluation import load_run
+from litcam.evaluation.runs import load_run
 from litcam.heatmaps import overlay
 
 OUTPUT = Path(__file__).parent / "gallery.png"

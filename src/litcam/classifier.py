@@ -19,6 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 import litcam.models  # noqa: F401  # registers the packaged model with timm
 from litcam.data.batch import Batch, read_batch
+from litcam.data.module import ImageDataModule
 from litcam.errors import InputError, UnsupportedModelError
 
 
@@ -85,6 +86,8 @@ class ViTClassifier(L.LightningModule):
         stages = ("val", "test") if multi_label else ("train", "val", "test")  # average precision keeps every logit
         self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
 
+        self.class_names: list[str] | None = None  # once it has been trained on data that name them
+
     @property
     def data_config(self) -> dict[str, Any]:
         """timm's data config of the net (input_size, mean, std, interpolation, …), at the size it was built for."""
@@ -96,6 +99,18 @@ class ViTClassifier(L.LightningModule):
         """Logits [B, num_classes] of normalised images [B, 3, H, W]."""
         logits: Tensor = self.net(images)
         return logits
+
+    def on_fit_start(self) -> None:
+        """Learn the names of the classes, to keep them in the checkpoints."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, ImageDataModule):
+            self.class_names = list(datamodule.class_names)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["class_names"] = self.class_names
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.class_names = checkpoint.get("class_names")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = self._images_and_labels(batch)

@@ -22,7 +22,7 @@ from litcam.data import ImageDataModule
 from litcam.data.check import check_data
 from litcam.errors import InputError, LitcamError
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
-from litcam.evaluation.command import evaluate_runs
+from litcam.evaluation.command import evaluate_runs, explain_own_images
 from litcam.explainers import list_explainers
 
 
@@ -127,6 +127,7 @@ def _silence_known_warnings() -> None:
 def evaluate(args: Sequence[str] | None = None) -> None:
     """Score the explanations of checkpoints; see :func:`litcam.evaluation.command.evaluate_runs`.
 
+    With ``--images`` explain these; see :func:`litcam.evaluation.command.explain_own_images`.
     Ends the process with status 2 and one sentence when a checkpoint or an option is not usable.
     """
     parser = ArgumentParser(prog="evaluate.py", description="Score the explanations of checkpoints of train.py.")
@@ -159,7 +160,20 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--report_images", type=int, default=200, help="images in the gallery of the report")
     parser.add_argument("--num_workers", type=int | None, help="loading processes, if other than in the training")
     parser.add_argument("--seed", type=int, default=0, help="of the subsets")
+    parser.add_argument(
+        "--images", type=str, nargs="+", help="explain these images, and those of these folders, instead"
+    )
+    parser.add_argument(
+        "--targets", type=str, nargs="+", help="of --images: classes by name or index, not the predicted"
+    )
     with _plain_errors():
         options = parser.parse_args(None if args is None else list(args)).as_dict()
         options.pop("config")
-        evaluate_runs(**options)
+        images, targets = options.pop("images"), options.pop("targets")
+        if images is None and targets is not None:
+            raise InputError("targets are the classes of your own images: name these with --images.")
+        if images is None:
+            evaluate_runs(**options)
+        else:
+            common = {key: options[key] for key in ("ckpt_path", "model", "data", "methods", "output")}
+            explain_own_images(images, targets=targets, **common)

@@ -18,6 +18,7 @@ from litcam.evaluation.measuring import Target
 from litcam.evaluation.pages import drift, report_run, shown_rows
 from litcam.evaluation.results import Evaluation, results_table
 from litcam.evaluation.runs import create_data, create_model, find_checkpoints, load_run
+from litcam.own_images import explain_images
 from litcam.report import Drift, write_report
 
 
@@ -61,8 +62,6 @@ def evaluate_runs(
         InputError: for an unknown method, metric or option, or an output folder that cannot be written.
     """
     check_at_least("report_images", report_images, least=0)
-    if (ckpt_path is None) == (model is None):
-        raise InputError("Give either ckpt_path, checkpoints of train.py, or model and data, as a config names them.")
     given = dict(data or {})
     changes = given if num_workers is None else {**given, "num_workers": num_workers}
     subjects = _subjects(ckpt_path, model or {}, split, given, Path(output) if output else None)
@@ -87,6 +86,39 @@ def evaluate_runs(
     for subject in subjects:
         console.print(f"  and {subject.folder / 'results.json'}, images.csv, …", highlight=False, soft_wrap=True)
     return evaluations
+
+
+def explain_own_images(
+    images: Sequence[str | Path],
+    ckpt_path: Sequence[str | Path] | None = None,
+    model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    targets: Sequence[str | int] | None = None,
+    output: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Explain images of one's own by one checkpoint, see :func:`litcam.own_images.explain_images`.
+
+    Args:
+        images: files and folders.
+        ckpt_path: one checkpoint of train.py.
+        model: see :func:`evaluate_runs`, as for ``data`` and ``methods``.
+        data: whose transforms and class names are taken.
+        methods: explainers.
+        targets: classes to explain, by name or index; None explains the predicted ones.
+        output: folder of the results, by default ``explanations`` in the run folder.
+
+    Raises:
+        CheckpointError: if a file cannot be used.
+        InputError: for several checkpoints, and as :func:`litcam.own_images.explain_images` does.
+    """
+    if ckpt_path is not None and len(find_checkpoints(ckpt_path)) > 1:
+        raise InputError("Images are explained by one checkpoint; name one of them as ckpt_path.")
+    [subject] = _subjects(ckpt_path, model or {}, "val", {}, None)
+    module, datamodule = subject.load(data or {})
+    module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    folder = Path(output) if output else subject.folder.parent.parent / "explanations"
+    return explain_images(module, datamodule, images, methods, folder, targets)
 
 
 @dataclass(frozen=True)
@@ -114,6 +146,8 @@ def _subjects(
     output: Path | None,
 ) -> list[_Subject]:
     """What is evaluated, each with a name and a folder of its own."""
+    if (ckpt_path is None) == (not model):
+        raise InputError("Give either ckpt_path, checkpoints of train.py, or model and data, as a config names them.")
     ending = "-".join([split, *(f"{key}={value}" for key, value in data.items() if key != "class_path")])
     ending = ending.replace("/", "_")
     if ckpt_path is None:

@@ -34,6 +34,7 @@ def load_run(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[V
     try:
         module = ViTClassifier(**{**arguments, "pretrained": False})
         module.load_state_dict(checkpoint["state_dict"])
+        module.on_load_checkpoint(checkpoint)
         datamodule = create_data(data if "class_path" in data else {"class_path": class_path, **trained_on, **data})
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} was written by another version of litcam, or by another program.") from error

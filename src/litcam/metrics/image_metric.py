@@ -31,9 +31,7 @@ class Measured:
 
     def join(self, other: "Measured") -> "Measured":
         """These images and others."""
-        rows, kept, keys = (
-            torch.cat([getattr(self, name), getattr(other, name)]) for name in ("rows", "kept", "keys")
-        )
+        rows, kept, keys = (torch.cat([getattr(self, name), getattr(other, name)]) for name in ("rows", "kept", "keys"))
         names = dict.fromkeys([*self.counts, *other.counts])
         counts = {name: sum(m.counts[name] for m in (self, other) if name in m.counts) for name in names}
         return Measured(rows, kept, keys, {name: torch.as_tensor(count) for name, count in counts.items()})
@@ -69,6 +67,7 @@ class ImageMetric(Metric, ABC):
         super().__init__(**kwargs)
         check_at_least("resamples", resamples, least=0)
         self.resamples = resamples
+        self.columns = columns
         # Row 0 is of the images as they are; the others are of the resamples, with the images drawn in the last column.
         self.add_state("sums", torch.zeros(1 + resamples, columns + 1, dtype=torch.float64), dist_reduce_fx="sum")
         for count in self.counted:
@@ -89,7 +88,7 @@ class ImageMetric(Metric, ABC):
 
     def nothing(self, device: torch.device) -> Measured:
         """The measure of no image."""
-        rows = torch.zeros(0, self.sums.shape[1] - 1, dtype=torch.float64, device=device)
+        rows = torch.zeros(0, self.columns, dtype=torch.float64, device=device)
         nobody = torch.zeros(0, dtype=torch.int64, device=device)
         return Measured(rows, nobody.bool(), nobody)
 
@@ -108,7 +107,11 @@ class ImageMetric(Metric, ABC):
             setattr(self, name, getattr(self, name) + count.to(self.sums.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores, their intervals and the counts, by name."""
+        """Scores, their intervals and the counts, by name; over all processes."""
+        return self.summarize()
+
+    def summarize(self) -> dict[str, Tensor]:
+        """The same of what this object has seen by itself."""
         scores = self.scores(self.sums[0, :-1], self.sums[0, -1])
         intervals: dict[str, Tensor] = {}
         if self.resamples:
