@@ -7,12 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from litcam.evaluation import Evaluation, evaluate
     from litcam.explainers import Explanation, create_explainer, list_explainers
 
-__all__ = ["Explanation", "create_explainer", "list_explainers"]
+__all__ = ["Evaluation", "Explanation", "create_explainer", "evaluate", "list_explainers"]
+
+_HOMES = {
+    "Evaluation": "litcam.evaluation",
+    "Explanation": "litcam.explainers",
+    "create_explainer": "litcam.explainers",
+    "evaluate": "litcam.evaluation",
+    "list_explainers": "litcam.explainers",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'litcam' has no attribute {name!r}")
-    return getattr(import_module("litcam.explainers"), name)
+    return getattr(import_module(_HOMES[name]), name)
