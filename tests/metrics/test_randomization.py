@@ -60,6 +60,10 @@ def test_both_similarities_are_the_means_of_the_oracle_at_every_stage(class_toke
     assert result.num_images.tolist() == [3] * len(STAGES)
     assert result.num_degenerate.tolist() == [0] * len(STAGES)
     assert result.spearman[-1] < 0.9, "AGCAM looks at the model"
+    for name in ("spearman", "ssim"):
+        low, value, high = (getattr(result, name + end) for end in ("_low", "", "_high"))
+        assert (low < value).all()
+        assert (value < high).all()
 
 
 def test_the_cascade_goes_from_the_head_down_and_keeps_what_it_has_drawn(class_token_net: nn.Module) -> None:

@@ -18,9 +18,9 @@ from litcam.evaluation.scored import Scored
 from litcam.evaluation.scorers import Scorer
 from litcam.evaluation.tables import class_table, image_table, telling_images
 from litcam.metrics.image_metric import ImageMetric
+from litcam.report.numbers import lower_is_better
 
 SCHEMA_VERSION = 2
-LOWER_IS_BETTER = ("morf", "deletion", "positive", "drop", "complexity")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,12 @@ def conclude(measurements: Measurements, class_names: Sequence[str]) -> Evaluati
         "accuracy": float(hits.mean()),
         "protocols": {scorer.name: scorer.description for scorer in measurements.scorers if scorer.name in described},
         "lower_is_better": list(
-            dict.fromkeys(score for scores in methods.values() for score in scores if _is_lower(score))
+            dict.fromkeys(
+                score
+                for scores in methods.values()
+                for score in scores
+                if score != "degenerate" and lower_is_better(score)
+            )
         ),
         "controls": [name for name, explainer in measurements.explainers.items() if explainer.is_control],
         "methods": methods,
@@ -134,10 +139,6 @@ def _cost(measurements: Measurements) -> dict[str, dict[str, float]]:
             "forwards": float((per_image + per_pair) / per_image),
         }
     return cost
-
-
-def _is_lower(score: str) -> bool:
-    return score.endswith(LOWER_IS_BETTER)
 
 
 def _write_results_csv(path: Path, results: Mapping[str, Any]) -> None:

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from litcam.errors import InputError, check_at_least
-from litcam.heatmaps import is_degenerate, scale
 from litcam.metrics.functional.adcc import Explain
-from litcam.metrics.functional.correlation import spearman
+from litcam.metrics.map_similarity import SSIM_WINDOW, MapSimilarity
 from litcam.vit import ViT, find_vit
-
-SSIM_WINDOW = 11  # pixels; no map may be smaller
 
 # What stands before the blocks, by the first words of its parameters' names in timm, torchvision and transformers.
 _EMBEDDING = (
@@ -33,6 +29,10 @@ class RandomizationSimilarity:
             ``"block 0"``, ``"patch embedding"``.
         spearman: rank correlation of the two maps, mean over images: float64 [stages], in [-1, 1].
         ssim: structural similarity of the two maps, each scaled to [0, 1]: the same.
+        spearman_low: lower end of its 95 % bootstrap interval over images [stages], as for the three that follow.
+        spearman_high: upper end.
+        ssim_low: lower end.
+        ssim_high: upper end.
         num_images: averaged at each stage [stages]; without any, the means are NaN.
         num_degenerate: images left out, since one of their two maps is constant or holds NaN [stages].
     """
@@ -40,6 +40,10 @@ class RandomizationSimilarity:
     stages: tuple[str, ...]
     spearman: Tensor
     ssim: Tensor
+    spearman_low: Tensor
+    spearman_high: Tensor
+    ssim_low: Tensor
+    ssim_high: Tensor
     num_images: Tensor
     num_degenerate: Tensor
 
@@ -100,8 +104,11 @@ def randomization_similarity(
     results = []
     for parameters in stages.values():
         randomize(parameters, generator)
-        results.append(_similarity(trained, explain()))
-    return RandomizationSimilarity(tuple(stages), *(torch.stack(column) for column in zip(*results, strict=True)))
+        similarity = MapSimilarity()
+        similarity.update(trained, explain())
+        results.append(similarity.compute())
+    columns = {name: torch.stack([result[name] for result in results]) for name in results[0]}
+    return RandomizationSimilarity(tuple(stages), **columns)
 
 
 def randomization_stages(vit: ViT) -> dict[str, list[nn.Parameter]]:
@@ -121,21 +128,6 @@ def randomize(parameters: Iterable[nn.Parameter], generator: torch.Generator) ->
         values = parameter.float()
         noise = torch.randn(parameter.shape, generator=generator).to(values.device)
         parameter.copy_(values.mean() + values.std(correction=0) * noise)
-
-
-def _similarity(trained: Tensor, randomized: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means of rank correlation and SSIM over images, how many there are, and how many were left out."""
-    if randomized.shape != trained.shape:
-        raise InputError(f"maps change their shape from {list(trained.shape)} to {list(randomized.shape)}.")
-    kept = ~is_degenerate(trained) & ~is_degenerate(randomized)
-    counts = kept.sum(), (~kept).sum()
-    if not kept.any():
-        return (nothing := torch.tensor(torch.nan, dtype=torch.float64)), nothing, *counts
-    first, second = trained[kept].double(), randomized[kept].double()
-    ssim = structural_similarity_index_measure(
-        scale(first)[:, None], scale(second)[:, None], data_range=1.0, reduction="none"
-    )
-    return spearman(first, second).mean(), torch.as_tensor(ssim).mean(), *counts
 
 
 def _checked(maps: Tensor, count: int) -> Tensor:
