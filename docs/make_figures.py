@@ -1,4 +1,8 @@
-"""Draw the pictures of the README from a finished run: python docs/make_figures.py runs/digits/version_0"""
+"""Draw the pictures of the README from a finished run: python docs/make_figures.py runs/digits/version_0
+
+report.png is the top of evaluate.py's report.html, seen by Chromium:
+chromium --headless --hide-scrollbars --window-size=1200,1470 --virtual-time-budget=5000 --screenshot report.html
+"""
 
 import argparse
 import csv
