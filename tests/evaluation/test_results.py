@@ -248,3 +248,11 @@ def test_a_subset_of_the_images_is_fixed_and_random() -> None:
         evaluate(module, data, ("center",), num_images=5, seed=1).images["index"].tolist()
         != first.images["index"].tolist()
     )
+
+
+def test_what_the_methods_cost_is_measured() -> None:
+    module, data = make_run()
+    found = evaluate(module, data, ("agcam", "relevance"), ("localization",))
+    for method, cost in found.cost.items():
+        assert 0 < cost["low"] <= cost["ms_per_image"] <= cost["high"], method
+        assert cost["forwards"] > 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -17,10 +18,12 @@ from litcam.evaluation.measuring import Measurements
 from litcam.evaluation.scored import Scored
 from litcam.evaluation.scorers import Scorer
 from litcam.evaluation.tables import class_table, image_table, telling_images
+from litcam.metrics.functional.bootstrap import INTERVAL, poisson_weights
 from litcam.metrics.image_metric import ImageMetric
 from litcam.report.numbers import lower_is_better
 
 SCHEMA_VERSION = 2
+RESAMPLES = 1000  # of the times
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Evaluation:
         images: a row per image and class explained: ``index``, ``id``, classes, probabilities, and
             ``<method>/<score>`` of every method.
         classes: the means of these over the images of each class.
-        cost: by method ``ms_per_image``, and ``forwards``, how many forwards of the same images take as long.
+        cost: by method ``ms_per_image``, its interval ``low`` to ``high``, and ``forwards``, how many forwards of the
+            same images take as long.
         measurements: what all this was made from, with the maps.
     """
 
@@ -129,14 +133,24 @@ def _prefixes(scorers: Sequence[Scorer]) -> dict[str, str]:
 
 
 def _cost(measurements: Measurements) -> dict[str, dict[str, float]]:
-    """Time of the recorded forward and of each method's explanation, measured during the evaluation."""
+    """Time of the recorded forward and of each method's explanation, measured during the evaluation.
+
+    The interval is that of the Poisson bootstrap over batches.
+    """
     cost = {}
+    weights = poisson_weights(torch.arange(len(measurements.parts)), RESAMPLES).numpy()
     for number, name in enumerate(measurements.explainers):
-        forward, explanation, images, pairs = measurements.parts.collect(f"{number}.seconds").T
-        per_image, per_pair = forward.sum() / images.sum(), explanation.sum() / pairs.sum()
+        seconds = measurements.parts.collect(f"{number}.seconds")
+        forward, explanation, images, pairs = np.concatenate([seconds.sum(0, keepdims=True), weights @ seconds]).T
+        with np.errstate(invalid="ignore"):  # a resample without a batch
+            per_image = forward / images
+            both = per_image + explanation / pairs
+        low, high = np.nanquantile(1000 * both[1:], INTERVAL)
         cost[name] = {
-            "ms_per_image": float(1000 * (per_image + per_pair)),
-            "forwards": float((per_image + per_pair) / per_image),
+            "ms_per_image": float(1000 * both[0]),
+            "low": float(low),
+            "high": float(high),
+            "forwards": float(both[0] / per_image[0]),
         }
     return cost
 
