@@ -16,7 +16,7 @@ import litcam
 from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule, box_regions, mask_regions
 from litcam.errors import InputError
-from litcam.evaluation import evaluate
+from litcam.evaluation import evaluate, write_report
 from litcam.evaluation.tables import DISAGREE, RIGHT_FOR_WRONG, WRONG_ON_OBJECT
 from litcam.metrics import ADCC, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
 
@@ -256,3 +256,17 @@ def test_what_the_methods_cost_is_measured() -> None:
     for method, cost in found.cost.items():
         assert 0 < cost["low"] <= cost["ms_per_image"] <= cost["high"], method
         assert cost["forwards"] > 1
+
+
+def test_python_writes_the_report_too(tmp_path: Path) -> None:
+    module, data = make_run()
+    found = evaluate(module, data, ("agcam", "center"), ("localization",))
+    page = write_report(tmp_path / "deep" / "down", {"first": found, "second": found}, num_images=5)
+    assert page == tmp_path / "deep" / "down" / "report.html"
+    assert "second" in page.read_text()
+    rows = (page.parent / "drift.csv").read_text().splitlines()
+    assert rows[0] == "method,from,to,correlation,iou"
+    assert rows[1].startswith("agcam,first,second,")
+    other = evaluate(module, DigitScenesDataModule(num_val=5, batch_size=4, num_workers=0), ("agcam", "center"))
+    with pytest.raises(InputError, match="of different images"):
+        write_report(tmp_path, {"first": found, "other": other})

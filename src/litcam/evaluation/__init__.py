@@ -8,7 +8,9 @@ from torch import nn
 from litcam.data import ImageDataModule
 from litcam.data.module import Split
 from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measure
+from litcam.evaluation.pages import write_report
 from litcam.evaluation.results import Evaluation, conclude, results_table
+from litcam.evaluation.runs import load_run
 from litcam.evaluation.scorers import DEFAULT_METRICS, list_metrics
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "Evaluation",
     "evaluate",
     "list_metrics",
+    "load_run",
     "results_table",
+    "write_report",
 ]
 
 

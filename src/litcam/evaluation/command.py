@@ -1,6 +1,5 @@
 """What evaluate.py does: checkpoints in, printed tables, files and a report out."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,10 @@ from litcam.data.module import Split
 from litcam.errors import InputError, check_at_least
 from litcam.evaluation import DEFAULT_METHODS, evaluate
 from litcam.evaluation.measuring import Target
-from litcam.evaluation.pages import drift, report_run, shown_rows
+from litcam.evaluation.pages import write_report
 from litcam.evaluation.results import Evaluation, results_table
 from litcam.evaluation.runs import create_data, create_model, find_checkpoints, load_run
 from litcam.own_images import explain_images
-from litcam.report import Drift, write_report
 
 
 def evaluate_runs(
@@ -81,8 +79,9 @@ def evaluate_runs(
     folder = subjects[0].folder
     if len(subjects) > 1:
         folder = Path(output) if output else folder.parent / f"comparison-{split}"
-    _write_pages(folder, [subject.name for subject in subjects], evaluations, datamodule, report_images, seed)
-    console.print(f"Written: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    by_name = {subject.name: found for subject, found in zip(subjects, evaluations, strict=True)}
+    page = write_report(folder, by_name, report_images, seed)
+    console.print(f"Written: {page}", highlight=False, soft_wrap=True)
     for subject in subjects:
         console.print(f"  and {subject.folder / 'results.json'}, images.csv, …", highlight=False, soft_wrap=True)
     return evaluations
@@ -161,34 +160,3 @@ def _subjects(
     if output is not None:
         folders = [output] if len(paths) == 1 else [output / f"{place}-{path.stem}" for place, path in enumerate(paths)]
     return [_Subject(name, str(path), {}, folder) for name, path, folder in zip(names, paths, folders, strict=True)]
-
-
-def _write_pages(
-    folder: Path,
-    names: Sequence[str],
-    evaluations: Sequence[Evaluation],
-    datamodule: ImageDataModule,
-    report_images: int,
-    seed: int,
-) -> None:
-    """The report, and how the maps moved where there are several checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    moved = None
-    if len(evaluations) > 1:
-        if any(found.images["id"].tolist() != evaluations[0].images["id"].tolist() for found in evaluations):
-            raise InputError("The checkpoints were trained on different data; name the images to compare on: --data.")
-        moved = drift(names, evaluations)
-        _write_drift(folder / "drift.csv", moved)
-    rows = shown_rows(evaluations, report_images, seed)
-    runs = [report_run(name, found, datamodule, rows) for name, found in zip(names, evaluations, strict=True)]
-    write_report(folder / "report.html", runs, moved)
-
-
-def _write_drift(path: Path, moved: Drift) -> None:
-    """A row per method and step from one checkpoint to the next."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "from", "to", "correlation", "iou"])
-        for method, correlations in moved.correlation.items():
-            steps = zip(moved.names, moved.names[1:], correlations, moved.iou[method], strict=False)
-            writer.writerows([method, *step] for step in steps)

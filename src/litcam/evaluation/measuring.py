@@ -41,6 +41,7 @@ class Measurements:
         parts: the numbers, batch by batch; see :func:`measure` for their names.
         explainers: the methods by name.
         scorers: the metrics.
+        datamodule: gave the images.
         split: whose images these are.
         target: which classes are explained.
         num_images: of the split, or of the subset that was asked for.
@@ -49,6 +50,7 @@ class Measurements:
     parts: Parts
     explainers: Mapping[str, Explainer]
     scorers: Sequence[Scorer]
+    datamodule: ImageDataModule
     split: Split
     target: Target
     num_images: int
@@ -112,7 +114,7 @@ def measure(
     if done < len(indices):
         loader = datamodule.evaluation_dataloader(split, indices[done:].tolist())
         _run(state, loader, parts, indices, perturbed, done)
-    return Measurements(parts, by_name, scorers, split, target, len(indices))
+    return Measurements(parts, by_name, scorers, datamodule, split, target, len(indices))
 
 
 def _create_explainer(text: str, module: nn.Module) -> Explainer:

@@ -1,8 +1,10 @@
-"""From evaluations to the pages of a report: which images are shown, with their maps, scores and boxes."""
+"""From evaluations to a report: which images are shown, with their maps, scores and boxes."""
 
+import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,42 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from litcam.data import ImageDataModule, boxes_of, collate
+from litcam.data import boxes_of, collate
+from litcam.errors import InputError
 from litcam.evaluation.results import Evaluation
 from litcam.metrics.functional.correlation import pearson
 from litcam.report import Drift, ReportImage, ReportRun
+from litcam.report import write_report as write_page
+
+
+def write_report(
+    folder: str | Path, evaluations: Mapping[str, Evaluation], num_images: int = 200, seed: int = 0
+) -> Path:
+    """Write ``report.html``, and ``drift.csv`` where there are several checkpoints.
+
+    Args:
+        folder: where to.
+        evaluations: of the same images, by the name of the checkpoint, in their order.
+        num_images: in the gallery: the telling ones of each evaluation, then random ones.
+        seed: of those.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: if the evaluations are of different images, or the folder cannot be written.
+    """
+    names, found = list(evaluations), list(evaluations.values())
+    if any(other.images["id"].tolist() != found[0].images["id"].tolist() for other in found):
+        raise InputError("The evaluations are of different images; name the data to compare on: --data.class_path ….")
+    moved = drift(names, found) if len(found) > 1 else None
+    rows = shown_rows(found, num_images, seed)
+    runs = [report_run(name, evaluation, rows) for name, evaluation in evaluations.items()]
+    path = Path(folder) / "report.html"
+    write_page(path, runs, moved)
+    if moved is not None:
+        _write_drift(path.parent / "drift.csv", moved)
+    return path
 
 
 def shown_rows(evaluations: Sequence[Evaluation], most: int, seed: int = 0) -> list[int]:
@@ -25,12 +59,12 @@ def shown_rows(evaluations: Sequence[Evaluation], most: int, seed: int = 0) -> l
     return sorted(list(dict.fromkeys([*telling, *others]))[:most])
 
 
-def report_run(name: str, evaluation: Evaluation, datamodule: ImageDataModule, rows: Sequence[int]) -> ReportRun:
+def report_run(name: str, evaluation: Evaluation, rows: Sequence[int]) -> ReportRun:
     """What a report shows of one checkpoint."""
     methods = list(evaluation.measurements.explainers)
     maps = {method: evaluation.maps(method)[list(rows)] for method in methods}
     kinds = {row: kind for kind, found in evaluation.results["telling"].items() for row in found["rows"]}
-    dataset = datamodule.dataset(evaluation.measurements.split)
+    dataset = evaluation.measurements.datamodule.dataset(evaluation.measurements.split)
     images = []
     for place, row in enumerate(rows):
         entry = {str(key): value for key, value in evaluation.images.iloc[row].items()}
@@ -74,6 +108,16 @@ def drift(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Drift:
             both, either = ((one > 0.5) & (other > 0.5)).sum((1, 2)), ((one > 0.5) | (other > 0.5)).sum((1, 2))
             iou[method].append(float((both[either > 0] / either[either > 0]).mean()))
     return Drift(names, correlation, iou)
+
+
+def _write_drift(path: Path, moved: Drift) -> None:
+    """A row per method and step from one checkpoint to the next."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "from", "to", "correlation", "iou"])
+        for method, correlations in moved.correlation.items():
+            steps = zip(moved.names, moved.names[1:], correlations, moved.iou[method], strict=False)
+            writer.writerows([method, *step] for step in steps)
 
 
 def _scores(entry: dict[str, Any], method: str) -> dict[str, float | None]:

@@ -78,6 +78,7 @@ def write_report(path: str | Path, runs: Sequence[ReportRun], drift: Drift | Non
     """
     html = build_report(runs, drift)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(html, encoding="utf-8", errors="replace")  # names of files need not be valid Unicode
     except OSError as error:
         raise InputError(f"The report cannot be written to {path} ({error.strerror}); name another path.") from error
