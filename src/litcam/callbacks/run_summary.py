@@ -6,11 +6,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from litcam.callbacks.reporting import run_folder
-from litcam.explainers import check_explainer
+from litcam.explainers import check_explainer, list_explainers
 
 # Rows of the table: a scalar's last part, its title. Higher is better.
 ROWS = {
@@ -50,16 +51,17 @@ class RunSummary(L.Callback):
         if folder is None:
             return
         console.print(f"The run lies in {folder}. Next:", highlight=False, soft_wrap=True)
-        console.print(f"  tensorboard --logdir {folder.parent}", highlight=False, soft_wrap=True)
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            console.print(f"  tensorboard --logdir {folder.parent}", highlight=False, soft_wrap=True)
         for checkpoint in _best_checkpoints(trainer)[:1]:
             console.print(f"  python evaluate.py --ckpt_path {checkpoint}", highlight=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how to go on after Ctrl-C."""
-        folder = run_folder(trainer)
+        folder, log_dir = run_folder(trainer), trainer.log_dir  # in every process, for these are collectives
         last = folder / "checkpoints" / "last.ckpt" if folder is not None else None
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last is not None and last.exists():
-            config = last.parent.parent / "config.yaml"
+            config = Path(log_dir or folder or "") / "config.yaml"  # where LightningCLI writes it
             Console().print(
                 f"\nInterrupted. To resume:\n  python train.py --config {config} --ckpt_path {last}",
                 highlight=False,
@@ -70,7 +72,8 @@ class RunSummary(L.Callback):
 def summary_table(history: list[dict[str, float]]) -> Table:
     """First and last epoch side by side, controls beside the explainers' numbers."""
     first, last = history[0], history[-1]
-    watched = list(dict.fromkeys(name.split("/")[1] for name in last if name.count("/") == 2))
+    tags = dict.fromkeys(name.split("/")[1] for name in last if name.count("/") == 2)
+    watched = [tag for tag in tags if tag in list_explainers() or tag.startswith("captum:")]
     controls = [name for name in watched if check_explainer(name).is_control]
     table = Table(title="validation", title_justify="left")
     table.add_column("")
