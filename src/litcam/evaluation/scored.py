@@ -39,7 +39,8 @@ class Scored:
         self.left_out = dict(zip(LEFT_OUT, left_out.tolist(), strict=True))
         self._rows, self._places = rows, places
         computed = metric.summarize() if self.num_images else {}
-        self._computed = {name: value for name, value in computed.items() if not name.startswith("num_")}
+        # The best threshold of a threshold-free score is no score.
+        self._computed = {name: value for name, value in computed.items() if not name.startswith(("num_", "threshold"))}
         self._scores = [name for name in self._computed if not name.endswith(("_low", "_high"))]
         self._ends = ("low", "high") if metric.resamples else ()
 
