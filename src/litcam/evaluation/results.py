@@ -15,7 +15,7 @@ from rich.table import Table
 
 from litcam.errors import InputError
 from litcam.evaluation.measuring import Measurements
-from litcam.evaluation.scored import Scored
+from litcam.evaluation.scored import LEFT_OUT, Scored
 from litcam.evaluation.scorers import Scorer
 from litcam.evaluation.tables import class_table, image_table, telling_images
 from litcam.metrics.functional.bootstrap import INTERVAL, poisson_weights
@@ -85,7 +85,7 @@ def conclude(measurements: Measurements, class_names: Sequence[str]) -> Evaluati
         columns[f"{name}/degenerate"] = degenerate
         for place, scorer in enumerate(measurements.scorers):
             scored = Scored(measurements, scorer, f"{number}.{place}.", images["index"].to_numpy())
-            if not scored.num_images:
+            if not scored.applies:
                 continue
             prefix = prefixes[scorer.name]
             methods[name] |= {prefix + score: entry for score, entry in scored.entries().items()}
@@ -178,6 +178,13 @@ def results_table(results: Mapping[str, Any], cost: Mapping[str, Mapping[str, fl
     for score in (score for score in found if score != "degenerate"):
         title = score.replace("_", " ") + (" ↓" if score in results["lower_is_better"] else "")
         table.add_row(title, *(_cell(scores.get(score)) for scores in methods.values()))
+    for reason in LEFT_OUT[1:]:
+        counts = [
+            max((counts[reason] for counts in results["left_out"].get(name, {}).values()), default=0)
+            for name in methods
+        ]
+        if any(counts):
+            table.add_row(f"left out: {reason.replace('_', ' ')}", *map(str, counts))
     table.add_row("degenerate", *(_cell(scores["degenerate"]) for scores in methods.values()))
     if cost is not None:
         table.add_row("ms per image", *(f"{cost[name]['ms_per_image']:.1f}" for name in methods))

@@ -36,6 +36,7 @@ class Scored:
         self.scorer = scorer
         self.size = before
         self.num_images = int(metric.num_images)
+        self.applies = bool(self.num_images or left_out.any())
         self.left_out = dict(zip(LEFT_OUT, left_out.tolist(), strict=True))
         self._rows, self._places = rows, places
         computed = metric.summarize() if self.num_images else {}
