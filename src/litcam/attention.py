@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from litcam.errors import UnsupportedModelError
 from litcam.patches import PatchEmbeddingMode
 from litcam.sdpa import AttentionArguments, AttentionCall, AttentionMode, Handler
+from litcam.surrogates import BalancedForward, balancing
 from litcam.vit import ViT, evaluating, frozen
 
 Reader = Callable[[AttentionCall], Any]
-Autograd = Literal["full", "cut"]  # through everything; along skip connections and MLPs only
+Autograd = Literal["full", "cut", "balanced", "balanced cut"]  # cut: along skip connections and MLPs only
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class Graph:
         logits: [B, C].
         calls: the attention calls, first block first; detached.
         outputs: their outputs [B, H, N, d], in the graph.
+        balance: what more there is of a balanced forward, None of any other.
     """
 
     leaf: Tensor
     logits: Tensor
     calls: Sequence[AttentionCall]
     outputs: Sequence[Tensor]
+    balance: BalancedForward | None = None
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,12 @@ class AttentionTrace:
             graph=None,
         )
 
-    def replay(self, outputs: Sequence[Tensor]) -> Tensor | None:
+    def replay(self, outputs: Sequence[Tensor], prefix: Tensor | None = None) -> Tensor | None:
         """Logits [B, C] of the prefix tokens alone, every attention call answered by the given outputs [B, H, P, d].
 
         No token but the prefix tokens reaches the head of a class-token model, and with the attention outputs given
         none of them needs the others: P tokens go through the net in place of N. To be called with autograd on; the
-        logits are differentiable in ``outputs``.
+        logits are differentiable in ``outputs``, and in ``prefix`` where it is given: the recorded one, as a leaf.
 
         Returns:
             None where the net cannot be replayed, or where the replayed logits differ from the recorded ones: its way
@@ -111,7 +114,7 @@ class AttentionTrace:
         if not self.vit.pools_class_token:
             return None
         answers = iter(outputs)
-        prefix = self.prefix.to(outputs[0].dtype)
+        prefix = self.prefix.to(outputs[0].dtype) if prefix is None else prefix
         with AttentionMode(lambda arguments, attend: next(answers)):
             logits = self._again({0: BlockInput(prefix, (), {})}, skim=True)
         return logits if logits is not None and agree(logits.detach(), self.logits) else None
@@ -178,6 +181,26 @@ class AttentionTrace:
             "methods that start at the last block cannot explain it."
         )
 
+    def finish(self, tokens: Tensor, skim: bool = True) -> Tensor | None:
+        """Logits [R, C] of tokens [R, n, D] that leave the last block in place of the recorded ones.
+
+        To be relied on only once it has led to the recorded logits, by :func:`agree`.
+
+        Args:
+            tokens: R may be other than B; n may be P where the head reads prefix tokens alone.
+            skim: pass the blocks by one token alone, as in :meth:`resume`.
+
+        Returns:
+            None where the net does not work that way.
+        """
+        inputs = {0: BlockInput(self.last_input.tokens[:1, :1], (), {})} if skim else {}
+        with ExitStack() as context:
+            hook = self.vit.blocks[-1].register_forward_hook(lambda block, arguments, output: tokens)
+            context.callback(hook.remove)
+            if skim:
+                context.enter_context(AttentionMode(_skim))
+            return self._again(inputs, skim)
+
     def attend_last(self, tokens: Tensor, handle: Handler, features: Callable[[Tensor], Tensor] | None = None) -> None:
         """Run the last block alone on tokens [R, N, D] until its attention has been handled; see :meth:`resume`."""
 
@@ -235,6 +258,11 @@ class AttentionTrace:
         return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
 
 
+def _skim(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
+    """Answers self-attention at no cost; an attention pool belongs to the head."""
+    return arguments.query if arguments.is_self_attention else attend()
+
+
 class _Handled(Exception):
     """Ends the last block where its attention has been handled."""
 
@@ -270,7 +298,8 @@ class AttentionRecorder:
         vit: the model.
         readers: called with each self-attention call as it happens; what they return is kept, so that they decide how
             much memory a trace takes.
-        autograd: keep the graph of a forward that runs with autograd; ``"cut"`` detaches the input of every attention.
+        autograd: keep the graph of a forward that runs with autograd; ``"cut"`` and ``"balanced cut"`` detach the input
+            of every attention.
     """
 
     def __init__(self, vit: ViT, readers: Mapping[Hashable, Reader], autograd: Autograd | None = None) -> None:
@@ -328,7 +357,7 @@ class AttentionRecorder:
     def _observe(self, arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
         if not arguments.is_self_attention:
             return attend()
-        cut = self.autograd == "cut"
+        cut = self.autograd in ("cut", "balanced cut")
         output = arguments.detached().attend() if cut else attend()
         self._num_calls += 1
         if self.autograd is not None:
@@ -393,7 +422,8 @@ def record(
         images: normalised float [B, 3, H, W].
         readers: see :class:`AttentionRecorder`.
         autograd: run it with autograd and keep the graph: ``"full"`` from the images on, ``"cut"`` with the input of
-            every attention detached. None runs it without gradients.
+            every attention detached, each with ``"balanced"`` by the gradients of :mod:`litcam.surrogates`. None runs
+            it without gradients.
         forward: calls ``vit.root`` with images, where more than the trace is wanted of it.
 
     Raises:
@@ -409,14 +439,18 @@ def record(
             context.enter_context(autograd_anywhere(images.device.type))
             context.enter_context(frozen(vit.root))
             context.enter_context(PatchEmbeddingMode())
-            images = images.detach().clone().to(vit.dtype).requires_grad_(autograd == "full")
+            images = images.detach().clone().to(vit.dtype).requires_grad_(autograd != "cut")
+        balance = context.enter_context(balancing(vit)) if autograd in ("balanced", "balanced cut") else None
         logits = (forward or vit.root)(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(f"{type(vit.root).__name__} has to return logits [B, C], but returned {got}.")
     if recorder.trace is None:
         raise UnsupportedModelError(f"{type(vit.root).__name__} did not run its {type(vit.net).__name__}.")
-    return recorder.trace
+    if balance is None:
+        return recorder.trace
+    assert isinstance(recorder.trace.graph, Graph)  # as asked for
+    return replace(recorder.trace, graph=replace(recorder.trace.graph, balance=balance))
 
 
 @contextmanager

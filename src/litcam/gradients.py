@@ -1,13 +1,15 @@
 """Gradients of class logits, wherever litcam is called: at attention outputs, in the whole net or in its last block."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from litcam.attention import AttentionTrace, Autograd, Graph, autograd_anywhere, record
-from litcam.sdpa import AttentionArguments, AttentionCall
+from litcam.sdpa import AttentionArguments, AttentionCall, full
+from litcam.surrogates import BalancedMode
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class AttentionGradient:
     gradients: Tensor
 
     def of_weights(self, rows: slice = slice(None)) -> Tensor:
-        """∂y_c/∂A of the chosen query rows, which is (∂y_c/∂output)·Vᵀ: float32 [K, B, H, R, N]."""
-        return self.gradients[:, :, :, rows].float() @ self.call.value.float().transpose(-2, -1)
+        """∂y_c/∂A of the chosen query rows, (∂y_c/∂output)·Vᵀ: [K, B, H, R, N], float32 at least."""
+        return full(self.gradients[:, :, :, rows]) @ full(self.call.value).transpose(-2, -1)
 
 
 def attention_gradients(trace: AttentionTrace, targets: Tensor, autograd: Autograd) -> list[AttentionGradient]:
@@ -34,7 +36,8 @@ def attention_gradients(trace: AttentionTrace, targets: Tensor, autograd: Autogr
         trace: of a forward with autograd; any other is run again.
         targets: class indices [B, K].
         autograd: ``"cut"`` detaches the input of every attention, so that gradients run along the skip connections and
-            MLPs only (equations 3 to 7 of the AGCAM paper); ``"full"`` gives the ordinary gradient.
+            MLPs only (equations 3 to 7 of the AGCAM paper); ``"full"`` gives the ordinary gradient; ``"balanced"`` and
+            ``"balanced cut"`` are the same with the gradients of :mod:`litcam.surrogates`.
 
     Returns:
         One entry per call, first block first.
@@ -52,8 +55,12 @@ def graph_of(trace: AttentionTrace, autograd: Autograd) -> Graph:
     return trace.graph
 
 
-def last_block(trace: AttentionTrace) -> Graph:
+def last_block(trace: AttentionTrace, balanced: bool = False) -> Graph:
     """Run the last block, the final norm and the head again, with autograd from the features of the block on.
+
+    Args:
+        trace: of any forward.
+        balanced: with the gradients of :mod:`litcam.surrogates`.
 
     Raises:
         UnsupportedModelError: if the logits are not those of the trace.
@@ -73,7 +80,7 @@ def last_block(trace: AttentionTrace) -> Graph:
         calls.append(arguments.detached().call(outputs[-1].detach()))
         return outputs[-1]
 
-    with autograd_anywhere(trace.images.device.type):
+    with autograd_anywhere(trace.images.device.type), BalancedMode() if balanced else nullcontext():
         logits, _ = trace.resume_as_recorded(observe, start)
     return Graph(leaves[-1], logits, calls, outputs)
 

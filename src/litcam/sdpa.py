@@ -33,16 +33,21 @@ class AttentionCall:
     output: Tensor
 
     def scores(self, rows: slice = slice(None)) -> Tensor:
-        """Scores before the softmax of the chosen query rows, S = q·kᵀ·scale + bias: float32 [B, H, R, N]."""
-        scores = self.query[:, :, rows].float() @ self.key.float().transpose(-2, -1) * self.scale
+        """Scores before the softmax of the chosen query rows, S = q·kᵀ·scale + bias: [B, H, R, N], float32 at least."""
+        scores = full(self.query[:, :, rows]) @ full(self.key).transpose(-2, -1) * self.scale
         if self.bias is None:
             return scores
         bias = self.bias if self.bias.shape[-2] == 1 else self.bias[..., rows, :]
-        return scores + bias.float()
+        return scores + full(bias)
 
     def weights(self, rows: slice = slice(None)) -> Tensor:
-        """Attention A = softmax(S) of the chosen query rows: float32 [B, H, R, N]."""
+        """Attention A = softmax(S) of the chosen query rows: [B, H, R, N], float32 at least."""
         return self.scores(rows).softmax(-1)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The tensor in at least single precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -129,11 +134,12 @@ class AttentionMode(TorchFunctionMode):
         **others: Any,
     ) -> tuple[Tensor, None]:
         """``F.multi_head_attention_forward`` for self-attention, which hides its inner call from function modes."""
-        joined = F.linear(query, in_proj_weight, in_proj_bias).unflatten(-1, (3, num_heads, -1))  # [N, B, 3, H, d]
-        query, key, value = joined.permute(2, 1, 3, 0, 4)
+        tokens = query.transpose(0, 1)  # [B, N, D]
+        joined = F.linear(tokens, in_proj_weight, in_proj_bias).unflatten(-1, (3, num_heads, -1))  # [B, N, 3, H, d]
+        query, key, value = joined.permute(2, 0, 3, 1, 4)
         arguments = AttentionArguments(query, key, value, dropout_p=dropout_p if training else 0.0)
-        output = self.handle(arguments, arguments.attend).permute(2, 0, 1, 3).flatten(2)  # [N, B, H·d]
-        return F.linear(output, out_proj_weight, out_proj_bias), None
+        output = self.handle(arguments, arguments.attend).transpose(1, 2).flatten(2)  # [B, N, H·d]
+        return F.linear(output, out_proj_weight, out_proj_bias).transpose(0, 1), None
 
 
 def _is_plain(

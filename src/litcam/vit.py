@@ -24,6 +24,7 @@ SUPPORTED = (
 )
 
 _NORM_NAMES = ("norm1", "in_norm", "ln_1", "layernorm_before")
+_MLP_NORM_NAMES = ("norm2", "ln_2", "layernorm_after")
 _POST_NORM_BLOCKS = (ResPostBlock, ResPostRelPosBlock, EvaBlockPostNorm)  # their norm1 follows the attention
 
 
@@ -98,6 +99,11 @@ class ViT(ABC):
         if isinstance(block, _POST_NORM_BLOCKS):
             return None
         return next((getattr(block, name) for name in _NORM_NAMES if hasattr(block, name)), None)
+
+    def mlp_reader(self, block: nn.Module) -> nn.Module | None:
+        """The module of a block that reads the tokens between its attention and its MLP; None where none does."""
+        names = ("mlp",) if isinstance(block, _POST_NORM_BLOCKS) else _MLP_NORM_NAMES
+        return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
     def check_images(self, images: Tensor) -> None:
         """Raise InputError unless images are finite floats [B, 3, H, W] of a size that the net takes."""

@@ -3,7 +3,8 @@
 from litcam.callbacks.heatmap_logger import HeatmapLogger
 from litcam.callbacks.localization_monitor import LocalizationMonitor
 from litcam.callbacks.perturbation_monitor import PerturbationMonitor
+from litcam.callbacks.reliance_monitor import RelianceMonitor
 from litcam.callbacks.run_summary import RunSummary
 from litcam.callbacks.step_seed import StepSeed
 
-__all__ = ["HeatmapLogger", "LocalizationMonitor", "PerturbationMonitor", "RunSummary", "StepSeed"]
+__all__ = ["HeatmapLogger", "LocalizationMonitor", "PerturbationMonitor", "RelianceMonitor", "RunSummary", "StepSeed"]

@@ -4,7 +4,7 @@ The data that is always there: the 1,797 digits ship with scikit-learn, the scen
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from litcam.data.batch import Sample
+from litcam.data.cues import Cue, CuedSample, CueKind
 from litcam.data.module import ImageDataModule, Split, StreamSampler, rank_and_world
 from litcam.errors import InputError, check_at_least, check_choice
 
@@ -90,15 +91,24 @@ class DigitScenes(Dataset[Sample]):
     Scene ``i`` depends on ``seed``, ``split`` and ``i`` alone, bit for bit, in whatever process it is drawn. Indices
     beyond ``num_scenes`` give further scenes of the same stream, so that every epoch can have fresh ones.
 
+    Scenes can carry a cue that gives the class away, so that a model can cheat: see :class:`litcam.data.cues.Cue`. The
+    sample says its class in ``cue`` (−1 without one) and its place in ``cue_box``.
+
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``; they share no source digit.
         num_scenes: the length of the dataset.
         image_size: side of the square scene in pixels.
         seed: of the stream of scenes.
         style: how hard the scenes are.
+        cue: ``"none"``, or the kind of cue that is planted in them: ``"patch"``, ``"stamp"``, ``"frame"``,
+            ``"background"``, ``"tint"`` or ``"inside"``.
+        cue_strength: chance that the cue's class is the label, from 0.1 to 1.
+        cue_seed: of the cues; scenes without them are the same.
+        redraw_cue: draw the class of each cue uniformly, whatever the label; all else stays as it is, bit for bit.
 
     Raises:
-        InputError: for an unknown split, a length below 1, a side below 32 pixels, or digits of which two have no room.
+        InputError: for an unknown split, a length below 1, a side below 32 pixels, digits of which two have no room, an
+            option of the cue out of its range, or a cue in scenes of two classes.
     """
 
     def __init__(
@@ -108,6 +118,10 @@ class DigitScenes(Dataset[Sample]):
         image_size: int = 64,
         seed: int = 0,
         style: SceneStyle | None = None,
+        cue: CueKind = "none",
+        cue_strength: float = 1.0,
+        cue_seed: int = 0,
+        redraw_cue: bool = False,
     ) -> None:
         check_choice("split", split, _SPLIT_SHARES)
         check_at_least("num_scenes", num_scenes)
@@ -118,6 +132,7 @@ class DigitScenes(Dataset[Sample]):
         self.image_size = image_size
         self.seed = seed
         self.style = style or SceneStyle()
+        self.cue = _checked_cue(Cue(cue, cue_strength, cue_seed, redraw_cue), self.style)
         smallest = _cell_side(0, image_size, self.style.digit_size)
         if self.style.classes == 2 and 2 * smallest > image_size:
             raise InputError(
@@ -128,10 +143,11 @@ class DigitScenes(Dataset[Sample]):
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> CuedSample:
         if index < 0:
             raise IndexError(f"scene {index} does not exist: indices start at 0")
-        rng = np.random.default_rng([self.seed, list(_SPLIT_SHARES).index(self.split), index])
+        scene = (self.seed, list(_SPLIT_SHARES).index(self.split), index)
+        rng = np.random.default_rng(scene)
         classes = _draw_classes(rng, self.style.classes)
         ground = rng.uniform(20, 130, size=3).astype(np.float32)
         most = self.style.classes * self.style.max_per_class
@@ -139,14 +155,19 @@ class DigitScenes(Dataset[Sample]):
         canvas = _background(rng, ground, self.image_size, self.style.texture)
         self._lay_clutter(rng, canvas, colours[:_CLUTTER_COLOURS])
         mask, boxes, labels = self._place_instances(rng, canvas, colours[_CLUTTER_COLOURS:], classes)
-        return {
+        planted = None if self.cue.kind == "none" else self.cue.plant(canvas, mask, boxes, classes[0], scene)
+        sample: CuedSample = {
             "image": torch.from_numpy(np.clip(canvas, 0, 255).astype(np.uint8)),
             "label": classes[0] if len(classes) == 1 else _multi_hot(classes),
             "boxes": torch.from_numpy(boxes),
             "instance_labels": torch.from_numpy(np.array(labels)),
             "mask": torch.from_numpy(mask),
             "id": f"{self.split}-{self.seed}-{index:06d}",
+            "cue": -1 if planted is None else planted[0],
         }
+        if planted is not None:
+            sample["cue_box"] = torch.from_numpy(planted[1])
+        return sample
 
     def _lay_clutter(self, rng: np.random.Generator, canvas: Image, colours: Image) -> None:
         """Cover the background with a random window of a random clutter sheet, in this scene's own colours."""
@@ -204,6 +225,15 @@ class DigitScenes(Dataset[Sample]):
             if len(cells) == wanted:
                 break
         return cells
+
+
+def _checked_cue(cue: Cue, style: SceneStyle) -> Cue:
+    """The cue, where the scenes can carry it."""
+    if cue.kind != "none" and style.classes != 1:
+        raise InputError(
+            f"cue is {cue.kind!r}, but a scene of {style.classes} classes has no one label; set classes: 1."
+        )
+    return cue
 
 
 def _draw_classes(rng: np.random.Generator, count: int) -> list[int]:
@@ -316,6 +346,12 @@ class DigitScenesDataModule(ImageDataModule):
         contrast: by how much digits are lighter than the ground.
         texture: amplitude of the background's texture.
         seed: of the streams of scenes.
+        cue: ``"none"``, or the kind of cue planted in the scenes of every split: ``"patch"``, ``"stamp"``, ``"frame"``,
+            ``"background"``, ``"tint"`` or ``"inside"``; see :class:`litcam.data.cues.Cue`.
+        cue_strength: chance that the cue's class is the label, from 0.1 to 1.
+        cue_seed: of the cues.
+        redraw_cue: in validation and test scenes draw the class of each cue uniformly, whatever the label: what a model
+            that relies on the cue loses there it owed to the cue. Training scenes keep theirs.
         batch_size: images per batch and process.
         num_workers: processes that draw scenes beside the training; 0 draws them in the training process.
     """
@@ -331,6 +367,10 @@ class DigitScenesDataModule(ImageDataModule):
         contrast: float = 50.0,
         texture: float = 22.0,
         seed: int = 0,
+        cue: CueKind = "none",
+        cue_strength: float = 1.0,
+        cue_seed: int = 0,
+        redraw_cue: bool = False,
         batch_size: int = 64,
         num_workers: int = 1,
     ) -> None:
@@ -341,6 +381,7 @@ class DigitScenesDataModule(ImageDataModule):
             classes=classes, max_instances=max_instances, clutter=clutter, contrast=contrast, texture=texture
         )
         self.seed = seed
+        self.cue = _checked_cue(Cue(cue, cue_strength, cue_seed, redraw_cue), self.style)
 
     @property
     def class_names(self) -> list[str]:
@@ -355,4 +396,7 @@ class DigitScenesDataModule(ImageDataModule):
         height, width = self.image_size
         if height != width:
             raise InputError(f"DigitScenes are square, but the model takes images of {height} by {width}.")
-        return DigitScenes(split, self.sizes[split], height, self.seed, self.style)
+        cue = self.cue if split != "train" else replace(self.cue, redraw=False)
+        return DigitScenes(
+            split, self.sizes[split], height, self.seed, self.style, cue.kind, cue.strength, cue.seed, cue.redraw
+        )

@@ -1,5 +1,6 @@
 """AGCAM: Attention Guided CAM."""
 
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, register
 from litcam.gradients import attention_gradients, class_gradients
 from litcam.sdpa import AttentionCall
+from litcam.surrogates import BalancedMode
 
 Fusion = Literal["sum", "mean", "max"]
 FUSIONS = ("sum", "mean", "max")
@@ -44,6 +46,8 @@ class AGCAM(Explainer):
             backpropagation, about two forwards).
         head_fusion: how the heads of a layer become one map.
         layer_fusion: how the layers become one map.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     The map is zero everywhere if no gradient is positive.
     """
@@ -54,6 +58,7 @@ class AGCAM(Explainer):
         gradient: Literal["skip", "full"] = "skip",
         head_fusion: Fusion = "sum",
         layer_fusion: Fusion = "sum",
+        balanced: bool = False,
     ) -> None:
         super().__init__(net)
         check_choice("gradient", gradient, ("skip", "full"))
@@ -62,12 +67,18 @@ class AGCAM(Explainer):
         self.gradient = gradient
         self.head_fusion = head_fusion
         self.layer_fusion = layer_fusion
+        self.balanced = balanced
 
     @property
     def autograd(self) -> Autograd | None:
+        return None if self.gradient == "skip" and self.vit.pools_class_token else self._graph
+
+    @property
+    def _graph(self) -> Autograd:
+        """Of a forward that is differentiated."""
         if self.gradient == "full":
-            return "full"
-        return None if self.vit.pools_class_token else "cut"
+            return "balanced" if self.balanced else "full"
+        return "balanced cut" if self.balanced else "cut"
 
     def read(self, call: AttentionCall) -> Any:
         if self.autograd is not None:
@@ -90,7 +101,8 @@ class AGCAM(Explainer):
             return None
         with autograd_anywhere(trace.images.device.type):
             outputs = [layer.output.clone().to(self.vit.dtype).requires_grad_() for layer in layers]
-            logits = trace.replay(outputs)
+            with BalancedMode() if self.balanced else nullcontext():
+                logits = trace.replay(outputs)
             if logits is None:
                 return None
         gradients = class_gradients(logits, targets, outputs)
@@ -103,10 +115,9 @@ class AGCAM(Explainer):
         """Maps of the layers, each [K, B, N], from a forward with autograd."""
         # With the inputs cut, rows that do not reach the head have no gradient: all may be summed. Otherwise the rows
         # are those that the head reads.
-        cut = self.gradient == "skip"
-        rows = slice(None) if cut else self.vit.readout
+        rows = slice(None) if self.gradient == "skip" else self.vit.readout
         layers = []
-        for layer in attention_gradients(trace, targets, "cut" if cut else "full"):
+        for layer in attention_gradients(trace, targets, self._graph):
             start, stop, _ = rows.indices(layer.call.query.shape[-2])
             total: Tensor | None = None
             for first in range(start, stop, _ROWS_AT_ONCE):

@@ -24,6 +24,8 @@ class _TokenCAM(Explainer):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.
@@ -31,8 +33,12 @@ class _TokenCAM(Explainer):
 
     relu = True
 
+    def __init__(self, net: nn.Module, balanced: bool = False) -> None:
+        super().__init__(net)
+        self.balanced = balanced
+
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        block = last_block(trace)
+        block = last_block(trace, self.balanced)
         (gradients,) = class_gradients(block.logits, targets, [block.leaf])  # [K, B, N, D]
         patches = slice(self.vit.num_prefix_tokens, None)
         # In double precision: Grad-CAM++ divides by small numbers.
@@ -55,6 +61,8 @@ class GradCAM(_TokenCAM):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.
@@ -73,6 +81,8 @@ class GradCAMPlusPlus(_TokenCAM):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.
@@ -93,6 +103,8 @@ class HiResCAM(_TokenCAM):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.

@@ -7,7 +7,7 @@ layer's N×N matrices exist at a time.
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from litcam.attention import AttentionTrace, Autograd
 from litcam.explainers.base import Explainer, register
@@ -17,12 +17,16 @@ from litcam.gradients import AttentionGradient, attention_gradients, class_gradi
 class _WeightedAttention(Explainer):
     """Skeleton of the methods that want the positive part of A ⊙ ∂y_c/∂A of every layer."""
 
+    def __init__(self, net: nn.Module, balanced: bool = False) -> None:
+        super().__init__(net)
+        self.balanced = balanced
+
     @property
-    def autograd(self) -> Autograd | None:
-        return "full"
+    def autograd(self) -> Autograd:
+        return "balanced" if self.balanced else "full"
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        layers = attention_gradients(trace, targets, "full")
+        layers = attention_gradients(trace, targets, self.autograd)
         maps = [self.tokens([_of_class(layer, position) for layer in layers]) for position in range(targets.shape[1])]
         return self.to_grid(trace, torch.stack(maps, 1))  # [B, K, N] -> [B, K, gh, gw]
 
@@ -50,6 +54,8 @@ class GenericAttention(_WeightedAttention):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     The map is zero everywhere if no gradient is positive.
     """
@@ -71,6 +77,8 @@ class SAW(_WeightedAttention):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     The map is zero everywhere if no gradient is positive.
     """
@@ -93,6 +101,8 @@ class AttentionGradCAM(Explainer):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
 
     The map is zero everywhere where the weighted attention is negative; with random weights it often is.
 
@@ -100,8 +110,12 @@ class AttentionGradCAM(Explainer):
         UnsupportedModelError: if the last block cannot be run again by itself.
     """
 
+    def __init__(self, net: nn.Module, balanced: bool = False) -> None:
+        super().__init__(net)
+        self.balanced = balanced
+
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        block = last_block(trace)
+        block = last_block(trace, self.balanced)
         rows = self.vit.readout
         total: Tensor | None = None
         for call, gradients in zip(block.calls, class_gradients(block.logits, targets, block.outputs), strict=True):

@@ -1,6 +1,6 @@
 """Saliency: the gradient at the pixels."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from litcam.attention import AttentionTrace, Autograd
 from litcam.explainers.base import Explainer, register
@@ -15,13 +15,19 @@ class Saliency(Explainer):
 
     Args:
         net: the model.
+        balanced: gradients in which attention weights, denominators of norms and gates are constants
+            (:mod:`litcam.surrogates`).
     """
 
+    def __init__(self, net: nn.Module, balanced: bool = False) -> None:
+        super().__init__(net)
+        self.balanced = balanced
+
     @property
-    def autograd(self) -> Autograd | None:
-        return "full"
+    def autograd(self) -> Autograd:
+        return "balanced" if self.balanced else "full"
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        graph = graph_of(trace, "full")
+        graph = graph_of(trace, self.autograd)
         (gradients,) = class_gradients(graph.logits, targets, [graph.leaf])  # [K, B, 3, H, W]
         return gradients.abs().amax(2).transpose(0, 1)

@@ -7,6 +7,7 @@ from litcam.metrics.localization import Localization
 from litcam.metrics.perturbation import Perturbation
 from litcam.metrics.pixel_precision import PxAP
 from litcam.metrics.randomization import RandomizationSimilarity, randomization_similarity
+from litcam.metrics.reliance import Reliance
 from litcam.metrics.segmentation import Segmentation
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Perturbation",
     "PxAP",
     "RandomizationSimilarity",
+    "Reliance",
     "Segmentation",
     "randomization_similarity",
 ]
