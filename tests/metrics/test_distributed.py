@@ -9,7 +9,16 @@ from torch import nn
 from torch.multiprocessing import spawn
 
 from litcam.heatmaps import upsample
-from litcam.metrics import ADCC, ClassDiscrimination, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
+from litcam.metrics import (
+    ADCC,
+    ClassDiscrimination,
+    Localization,
+    MaxBoxAcc,
+    Perturbation,
+    PxAP,
+    Reliance,
+    Segmentation,
+)
 
 COUNT = 9
 SHARES = {
@@ -51,6 +60,7 @@ def scores(share: list[int]) -> dict[str, list[float]]:
         "max_box_acc": MaxBoxAcc(),
         "pxap": PxAP(),
         "segmentation": Segmentation(),
+        "reliance": Reliance(fill="blur"),
     }
     for index in share:
         one = slice(index, index + 1)
@@ -60,6 +70,7 @@ def scores(share: list[int]) -> dict[str, list[float]]:
         metrics["classes"].update(*(tensor[one] for tensor in of_two_classes))
         for name in ("perturbation", "road"):
             metrics[name].update(net, images[one], heatmaps[one], labels[one])
+        metrics["reliance"].update(net, images[one], regions[one], labels[one])
         metrics["adcc"].update(explain, net, images[one], heatmaps[one], labels[one])
         box = torch.tensor([[0.0, 2.0, index, 9.0, 16.0]] if regions[index].any() else []).view(-1, 5)
         metrics["max_box_acc"].update(heatmaps[one], box)
@@ -92,7 +103,7 @@ def test_two_processes_compute_the_numbers_of_one(of_two_processes: list[dict[st
     for name in ("boxes", "classes", "max_box_acc", "pxap", "segmentation"):
         assert alone[f"{name} num_images"] == [7]
         assert (alone[f"{name} num_degenerate"], alone[f"{name} num_without_region"]) == ([1], [1])
-    for name in ("perturbation", "road", "adcc"):
+    for name in ("perturbation", "road", "adcc", "reliance"):
         assert alone[f"{name} num_images"] == [8]
     for process in of_two_processes:
         assert process[shares].keys() == alone.keys()

@@ -15,6 +15,7 @@ from litcam.data.batch import (
     true_regions,
 )
 from litcam.data.cub import CUB200DataModule
+from litcam.data.cues import Cue
 from litcam.data.digits import DigitScenes, DigitScenesDataModule, SceneStyle
 from litcam.data.folder import FolderDataModule
 from litcam.data.image_files import ImageFiles, ImageFilesDataModule
@@ -26,6 +27,7 @@ from litcam.data.voc import VOC2012DataModule
 __all__ = [
     "Batch",
     "CUB200DataModule",
+    "Cue",
     "DigitScenes",
     "DigitScenesDataModule",
     "FolderDataModule",

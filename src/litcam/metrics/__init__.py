@@ -4,6 +4,7 @@ from litcam.metrics.adcc import ADCC
 from litcam.metrics.box_accuracy import MaxBoxAcc
 from litcam.metrics.class_discrimination import ClassDiscrimination
 from litcam.metrics.localization import Localization
+from litcam.metrics.map_similarity import MapSimilarity
 from litcam.metrics.perturbation import Perturbation
 from litcam.metrics.pixel_precision import PxAP
 from litcam.metrics.randomization import RandomizationSimilarity, randomization_similarity
@@ -14,6 +15,7 @@ __all__ = [
     "ADCC",
     "ClassDiscrimination",
     "Localization",
+    "MapSimilarity",
     "MaxBoxAcc",
     "Perturbation",
     "PxAP",
