@@ -27,6 +27,13 @@ def upsample(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
     return scale(enlarged.reshape(*heatmaps.shape[:-2], *size))
 
 
+def on_grid(heatmaps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [B, h, w] on the grid of the patches, each scaled to [0, 1]; those of pixels as means: [B, gh, gw]."""
+    if heatmaps.shape[-2:] != grid:
+        heatmaps = F.adaptive_avg_pool2d(heatmaps[:, None], grid)[:, 0]
+    return scale(heatmaps)
+
+
 def is_degenerate(heatmaps: Tensor) -> Tensor:
     """Which maps [B, H, W] say nothing: those that are constant or hold NaN or infinity. Bool [B]."""
     flat = heatmaps.flatten(1)

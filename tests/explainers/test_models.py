@@ -140,10 +140,12 @@ def traced(explainer: litcam.explainers.Explainer, images: Tensor) -> AttentionT
     return record(explainer.vit, images, {explainer: explainer.read})
 
 
-# Without the controls, the methods that only call the model, and those that say themselves which families they take.
+# Without the controls, the methods that only call the model, and those that say themselves which families they take;
+# test_frontier.py has tokentm and token_dropping.
 METHODS = sorted(
     set(litcam.list_explainers())
     - {"random", "center", "uniform", "rise", "score_cam", "attention_flow", "cam", "relevance"}
+    - {"tokentm", "token_dropping"}
 )
 
 

@@ -1,10 +1,21 @@
 """Lightning callbacks that watch a Vision Transformer's explanations; the maths is in explainers and metrics."""
 
+from litcam.callbacks.drift_monitor import DriftMonitor
 from litcam.callbacks.heatmap_logger import HeatmapLogger
 from litcam.callbacks.localization_monitor import LocalizationMonitor
+from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 from litcam.callbacks.perturbation_monitor import PerturbationMonitor
 from litcam.callbacks.reliance_monitor import RelianceMonitor
 from litcam.callbacks.run_summary import RunSummary
 from litcam.callbacks.step_seed import StepSeed
 
-__all__ = ["HeatmapLogger", "LocalizationMonitor", "PerturbationMonitor", "RelianceMonitor", "RunSummary", "StepSeed"]
+__all__ = [
+    "DriftMonitor",
+    "HeatmapLogger",
+    "LocalizationMonitor",
+    "LocalizedCheckpoint",
+    "PerturbationMonitor",
+    "RelianceMonitor",
+    "RunSummary",
+    "StepSeed",
+]

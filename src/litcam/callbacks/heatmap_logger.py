@@ -15,7 +15,7 @@ from torch import Tensor
 
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_image, run_folder, save_png
-from litcam.callbacks.shared import Explained, Target
+from litcam.callbacks.shared import Explained, Target, gather
 from litcam.data.batch import boxes_of
 from litcam.errors import check_at_least, check_threshold
 from litcam.heatmaps import colorize, component_boxes, overlay
@@ -95,7 +95,7 @@ class HeatmapLogger(ExplanationMonitor):
             )
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
-        entries, folder = _gather(self.entries), run_folder(trainer)  # both are collectives
+        entries, folder = gather(self.entries), run_folder(trainer)  # both are collectives
         if not trainer.is_global_zero or not entries:
             return
         panel = draw_panel([entry for _, entry in sorted(entries.items(), key=itemgetter(0))], self.columns)
@@ -173,12 +173,3 @@ def draw_panel(entries: Sequence[Pixels], columns: int) -> Pixels:
         y, x = _GAP + (number // columns) * (height + _GAP), _GAP + (number % columns) * (width + 3 * _GAP)
         panel[y : y + height, x : x + width] = entry
     return panel
-
-
-def _gather(entries: dict[tuple[int, int], Pixels]) -> dict[tuple[int, int], Pixels]:
-    """The entries of all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return entries
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, entries)
-    return {key: entry for part in gathered for key, entry in part.items()}

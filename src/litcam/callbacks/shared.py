@@ -6,7 +6,7 @@ Stands between Lightning's hooks and the explainers; holds no maths.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import lightning as L
@@ -23,6 +23,8 @@ from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.vit import evaluating, find_vit
 
 Target = Literal["true", "predicted"]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class SharedExplanations:
         self._prepare(module)
         self._batch, self._trace, self._results = None, None, {}
         self._recorder = AttentionRecorder(self._vit, self._readers)
-        if not _is_compiled(module):  # a compiled forward shows no attention calls
+        if not is_compiled(module):  # a compiled forward shows no attention calls
             self._recorder.__enter__()
 
     def stop(self) -> None:
@@ -204,7 +206,7 @@ class SharedExplanations:
         self._trace = trace
         places = self._seen + torch.arange(len(images))
         self._seen += len(images)
-        self._indices, self._real, self._total = _dataset_places(trainer, places)
+        self._indices, self._real, self._total = dataset_places(trainer, places)
 
     def _is_of(self, trace: AttentionTrace, forwards: int, images: Tensor) -> bool:
         """Whether a trace, the last of several forwards, is of these images."""
@@ -248,7 +250,7 @@ def shared_explanations(trainer: L.Trainer) -> SharedExplanations:
     return _shared.setdefault(trainer, SharedExplanations())
 
 
-def _dataset_places(trainer: L.Trainer, places: Tensor) -> tuple[Tensor, Tensor, int | None]:
+def dataset_places(trainer: L.Trainer, places: Tensor) -> tuple[Tensor, Tensor, int | None]:
     """Where this process's images stand in the dataset's order, which of them are no padding, and the dataset's length.
 
     A DistributedSampler gives process r of W the images r, r + W, …, and repeats the first ones to fill up the shares.
@@ -282,7 +284,7 @@ def _within_limit(trainer: L.Trainer, loader: Any, total: int | None, world: int
     return min(total, batches * batch_size * world)
 
 
-def _is_compiled(module: L.LightningModule) -> bool:
+def is_compiled(module: L.LightningModule) -> bool:
     """Whether torch.compile has been at work on the module or in it."""
     if getattr(module, "_compiler_ctx", None) is not None:
         return True
@@ -290,3 +292,12 @@ def _is_compiled(module: L.LightningModule) -> bool:
         getattr(child, "_compiled_call_impl", None) is not None or hasattr(child, "_orig_mod")
         for child in module.modules()
     )
+
+
+def gather(entries: dict[Key, Value]) -> dict[Key, Value]:
+    """The entries of all processes; a collective."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return entries
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, entries)
+    return {key: entry for part in gathered for key, entry in part.items()}

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from litcam.attention import record
@@ -25,7 +24,7 @@ from litcam.errors import InputError, check_at_least, check_choice
 from litcam.evaluation.parts import Parts
 from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, create_scorer
 from litcam.explainers import Explainer, create_explainer, parse_explainer
-from litcam.heatmaps import is_degenerate, scale
+from litcam.heatmaps import is_degenerate, on_grid
 from litcam.metrics.functional.forwards import class_probability
 from litcam.vit import ViT, find_vit
 
@@ -198,7 +197,7 @@ class _Pass:
             seconds = [forward, _now(device) - began, len(hits), len(images)]
             heatmaps = explanation.upsample(size)
             inputs = MetricInputs(explainer, trace, batch, images, targets, heatmaps)
-            measured[f"{number}.maps"] = _small(explanation.heatmaps, trace.grid).cpu().numpy()
+            measured[f"{number}.maps"] = on_grid(explanation.heatmaps, trace.grid).half().cpu().numpy()
             measured[f"{number}.degenerate"] = is_degenerate(heatmaps).cpu().numpy()
             measured[f"{number}.seconds"] = np.array([seconds])
             for place, scorer in enumerate(self.scorers):
@@ -242,13 +241,6 @@ def _label_of(labels: Tensor, predicted: Tensor) -> Tensor:
     if labels.ndim == 1:
         return labels
     return torch.where(_belongs(predicted, labels), predicted, labels.int().argmax(1))
-
-
-def _small(heatmaps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps to keep, [M, gh, gw]: scaled to [0, 1], those of pixels as means over the patches."""
-    if heatmaps.shape[-2:] != grid:
-        heatmaps = F.adaptive_avg_pool2d(heatmaps[:, None], grid)[:, 0]
-    return scale(heatmaps).half()
 
 
 def _now(device: torch.device) -> float:

@@ -1,0 +1,117 @@
+"""The pictures of the drift of maps: a filmstrip, and similarities over the epochs."""
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from litcam.callbacks.drift_history import REFERENCES, Drift, PanelMaps
+from litcam.heatmaps import overlay, upsample
+from litcam.metrics.functional.similarity import SIMILARITIES
+
+Pixels = NDArray[np.uint8]
+
+TILE, _GAP, _CAPTION = 96, 4, 20  # pixels
+_PAPER, _INK, _RIGHT, _WRONG = (255, 255, 255), (30, 30, 30), (20, 120, 50), (200, 30, 30)
+_TITLES = {
+    "spearman": "Spearman correlation (same: 1)",
+    "centred_pearson": "Pearson correlation, centred (same: 1)",
+    "top_iou": "IoU of the top 10 % of the tokens (same: 1)",
+    "jensen_shannon": "Jensen-Shannon divergence, bits (same: 0)",
+    "centroid_shift": "shift of the centroid, share of the side (same: 0)",
+}
+_COLOURS = {"previous": "tab:blue", "first": "tab:orange", "best": "tab:green"}
+
+
+def draw_filmstrip(
+    history: Sequence[PanelMaps],
+    rows: Sequence[int],
+    images: Sequence[Pixels],
+    notes: Sequence[str],
+    name: Callable[[int], str] = str,
+    columns: int = 12,
+    colormap: str = "turbo",
+) -> Pixels:
+    """One image per row and one epoch per column: its map over it, the predicted class below, green if it is right.
+
+    Args:
+        history: of at least one epoch.
+        rows: which images of the panel.
+        images: the pixels of those, [H, W, 3] each.
+        notes: a line below each image's true class.
+        name: of a class.
+        columns: at most; the first and the last epoch are always there.
+        colormap: of the overlays.
+    """
+    chosen = np.linspace(0, len(history) - 1, min(columns, len(history))).round().astype(int).tolist()
+    width, height = TILE + _GAP, TILE + 2 * _CAPTION
+    picture = Image.new("RGB", ((len(chosen) + 1) * width + _GAP, len(rows) * height + _CAPTION + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+
+    def write(column: int, y: int, text: str, colour: tuple[int, int, int] = _INK) -> None:
+        while draw.textlength(text, font=font) > TILE - 6 and len(text) > 2:
+            text = text[:-2].rstrip("…") + "…"
+        draw.text((_GAP + column * width + TILE / 2, y), text, fill=colour, font=font, anchor="ma")
+
+    write(0, _GAP, "image")
+    for column, number in enumerate(chosen, start=1):
+        write(column, _GAP, f"epoch {history[number].epoch}")
+    for line, (row, image, note) in enumerate(zip(rows, images, notes, strict=True)):
+        y = _CAPTION + _GAP + line * height
+        target = int(history[0].targets[row])
+        picture.paste(Image.fromarray(thumbnail(image)), (_GAP, y))
+        write(0, y + TILE + 3, name(target))
+        write(0, y + TILE + 3 + 15, note, (110, 110, 110))
+        for column, number in enumerate(chosen, start=1):
+            grid = torch.from_numpy(history[number].maps[row]).float()
+            heatmap = upsample(grid, (TILE, TILE)).numpy()
+            tile = Image.fromarray(overlay(thumbnail(image), heatmap, colormap=colormap))
+            picture.paste(tile, (_GAP + column * width, y))
+            predicted = int(history[number].predictions[row])
+            write(column, y + TILE + 3, name(predicted), _RIGHT if predicted == target else _WRONG)
+    return np.asarray(picture)
+
+
+def draw_similarities(drifts: Sequence[Drift], explainer: str) -> Figure:
+    """Every similarity over the epochs, to every reference, with that of the mirrored images as noise floor."""
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True).flatten()
+    epochs = [drift.epoch for drift in drifts]
+    for axes, name in zip(panels, SIMILARITIES, strict=False):
+        for reference in REFERENCES:
+            known = [drift for drift in drifts if reference in drift.similarities]
+            values = [drift.similarities[reference][name] for drift in known]
+            same = [drift.unchanged[reference] for drift in known]
+            colour, x = _COLOURS[reference], [drift.epoch for drift in known]
+            axes.plot(x, [float(v.nanmean()) for v in values], color=colour, marker=".", label=f"to {reference}")
+            kept = [float(v[s].nanmean()) for v, s in zip(values, same, strict=True)]
+            axes.plot(x, kept, color=colour, ls=":")
+        floor = [float(drift.floor[name].nanmean()) if drift.floor else np.nan for drift in drifts]
+        axes.plot(epochs, floor, color="0.55", ls="--", label="noise floor: mirrored images")
+        axes.set_title(_TITLES[name], fontsize="medium")
+    panels[-1].plot(epochs, [float(drift.gini.nanmean()) for drift in drifts], color="0.2", marker=".")
+    panels[-1].set_title("Gini index of the maps", fontsize="medium")
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in panels[3:]:
+        axes.set_xlabel("epochs trained")
+    handles, labels = panels[0].get_legend_handles_labels()
+    handles.insert(-1, Line2D([], [], color="0.2", ls=":"))
+    labels.insert(-1, "the same, prediction unchanged")
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize="small")
+    figure.suptitle(f"{explainer}: drift of the maps, {len(drifts[0].gini)} images", fontsize="large")
+    return figure
+
+
+def thumbnail(image: Pixels) -> Pixels:
+    """An image [H, W, 3] at the size of the filmstrip's tiles."""
+    if image.shape[:2] == (TILE, TILE):
+        return image
+    method = cv2.INTER_AREA if min(image.shape[:2]) > TILE else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (TILE, TILE), interpolation=method), dtype=np.uint8)
