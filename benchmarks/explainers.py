@@ -47,7 +47,8 @@ from litcam.explainers import parse_explainer
 from litcam.vit import find_vit
 
 PUBLISHED = {"published_agcam": True, "published_agcam_lean": False}  # the value: with weight gradients
-SLOW = {"attention_flow", "rise", "score_cam", "token_dropping"}  # take seconds, thousands or hundreds of forwards: only if asked for
+# Take seconds, or hundreds or thousands of forwards: only if asked for.
+SLOW = {"attention_flow", "rise", "score_cam", "token_dropping"}
 TOLERANCE = 1e-4  # of the published maps, relative to the largest value of each
 MIB = 2**20
 
