@@ -14,7 +14,7 @@ from litcam.data import Batch, true_regions
 from litcam.data.batch import VOID
 from litcam.errors import InputError, check_choice
 from litcam.explainers import Explainer, parse_options
-from litcam.metrics import ADCC, ClassDiscrimination, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
+from litcam.metrics import ADCC, ClassDiscrimination, Focus, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
 from litcam.metrics.image_metric import ImageMetric, Measured
 
 Regions = Literal["boxes", "masks"]
@@ -36,6 +36,7 @@ _KINDS = {
     "segmentation": _Kind(Segmentation, ("masks", "boxes")),
     "max_box_acc": _Kind(MaxBoxAcc, ("boxes",)),
     "pxap": _Kind(PxAP, ("masks", "boxes")),
+    "focus": _Kind(Focus, ("boxes", "masks")),
     "class_discrimination": _Kind(ClassDiscrimination, ("masks", "boxes")),
     "perturbation": _Kind(Perturbation),
     "adcc": _Kind(ADCC),

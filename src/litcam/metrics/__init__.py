@@ -3,6 +3,7 @@
 from litcam.metrics.adcc import ADCC
 from litcam.metrics.box_accuracy import MaxBoxAcc
 from litcam.metrics.class_discrimination import ClassDiscrimination
+from litcam.metrics.focus import Focus
 from litcam.metrics.localization import Localization
 from litcam.metrics.map_similarity import MapSimilarity
 from litcam.metrics.perturbation import Perturbation
@@ -14,6 +15,7 @@ from litcam.metrics.segmentation import Segmentation
 __all__ = [
     "ADCC",
     "ClassDiscrimination",
+    "Focus",
     "Localization",
     "MapSimilarity",
     "MaxBoxAcc",

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-LOWER_IS_BETTER = frozenset({"morf", "deletion", "positive", "drop", "complexity", "degenerate"})
+LOWER_IS_BETTER = frozenset({"morf", "deletion", "positive", "drop", "complexity", "tsi", "degenerate"})
 MISSING = "–"  # noqa: RUF001  # the en dash of an empty cell
 
 _SHOWN = {
