@@ -12,9 +12,9 @@ def focus(heatmaps: Tensor, regions: Tensor) -> dict[str, Tensor]:
     """Map on the object against map outside of it, whatever the size of the object.
 
     ``energy_lift``, the share of the map's sum that lies in the region, as a multiple of the region's share of the
-    image: 1 is what chance gives. The indices of Kang et al. (2026), who are alarmed above 1: ``a_tsi``, the mean of the
-    map outside of the region / its mean inside, and ``m_tsi``, the maximum outside / the maximum inside; infinite where
-    the map is zero inside.
+    image: 1 is what chance gives. The indices of Kang et al. (2026), who are alarmed above 1: ``a_tsi``, the mean of
+    the map outside of the region / its mean inside, and ``m_tsi``, the maximum outside / the maximum inside; infinite
+    where the map is zero inside.
 
     The numbers of a map that is zero everywhere or holds NaN, and of a region that is empty or the whole image, mean
     nothing; :class:`litcam.metrics.Focus` counts those apart.
