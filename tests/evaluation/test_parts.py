@@ -82,9 +82,9 @@ def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
     parts.add(numbers)
     parts.add({**numbers, "x": np.array([np.nan])})
     assert len(Parts(tmp_path / "parts", {"a": 1})) == 2
-    np.testing.assert_array_equal(parts.collect("x"), [0.1, 0.2, np.nan])
-    assert parts.collect("names").tolist() == ["ä", "b"] * 2
-    assert parts.collect("whole").tolist() == [0, 3] * 2
+    np.testing.assert_array_equal(parts.collect("x")["x"], [0.1, 0.2, np.nan])
+    assert parts.collect("names")["names"].tolist() == ["ä", "b"] * 2
+    assert parts.collect("whole")["whole"].tolist() == [0, 3] * 2
     assert len(Parts(tmp_path / "parts", {"a": 2})) == 0
 
 

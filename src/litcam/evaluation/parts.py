@@ -1,7 +1,6 @@
 """Parts: what an evaluation has measured so far, a file per batch, so that it can be killed at any moment and go on."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from litcam.errors import InputError
+from litcam.errors import unwritable
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -33,14 +32,12 @@ class Parts:
         written = self.folder / "plan.json"
         try:
             if not written.is_file() or written.read_text() != text:
-                if written.is_file():
-                    shutil.rmtree(self.folder)
+                for file in self._files():  # and nothing else that may lie there
+                    file.unlink()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 written.write_text(text)
         except OSError as error:
-            raise InputError(
-                f"The folder {self.folder} cannot be written ({error.strerror}); name another: --output."
-            ) from error
+            raise unwritable(self.folder, error) from error
 
     def __len__(self) -> int:
         return len(self._files())
@@ -58,9 +55,10 @@ class Parts:
         np.savez_compressed(unfinished, **compact)
         unfinished.replace(self.folder / f"{len(self):06}.npz")
 
-    def collect(self, name: str) -> NDArray[Any]:
-        """An array of all parts, one after the other."""
-        return np.concatenate([part[name] for part in self])
+    def collect(self, *names: str) -> dict[str, NDArray[Any]]:
+        """Arrays of all parts, one after the other, by name; every file is read once."""
+        parts = [{name: part[name] for name in names} for part in self]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.npz"))
