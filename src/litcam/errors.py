@@ -22,6 +22,11 @@ class CheckpointError(LitcamError, ValueError):
     """A checkpoint file is missing, damaged, unsafe, or was not written by litcam."""
 
 
+def unwritable(folder: object, error: OSError) -> InputError:
+    """The error for a folder of results that the system does not let us write."""
+    return InputError(f"The folder {folder} cannot be written ({error.strerror}); name another: --output.")
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise InputError unless an option's value is one of its choices."""
     if value not in choices:

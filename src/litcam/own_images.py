@@ -26,8 +26,8 @@ from litcam.callbacks.reporting import save_png
 from litcam.data import ImageDataModule, ImageFilesDataModule
 from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, Pixels, bad_file, printable, read_image
 from litcam.data.transforms import Pipeline, default_eval_transforms
-from litcam.errors import InputError, LitcamError, check_at_least
-from litcam.explainers import Explainer, create_explainer, parse_explainer
+from litcam.errors import InputError, LitcamError, check_at_least, unwritable
+from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, overlay, upsample
 from litcam.vit import find_vit
 
@@ -221,8 +221,7 @@ class _Run:
     ) -> None:
         if not methods:
             raise InputError("There is no method to explain with; name one, such as agcam.")
-        parsed = {text: parse_explainer(text) for text in methods}
-        self.explainers = {text: create_explainer(name, module, **options) for text, (name, options) in parsed.items()}
+        self.explainers = create_explainers(methods, module)
         self.vit = find_vit(module)
         self.datamodule = datamodule
         datamodule.use_data_config(getattr(module, "data_config", datamodule.data_config))
@@ -289,7 +288,7 @@ class _Run:
                     save_png(self.folder / files["overlay"], drawn)
                     np.save(self.folder / files["heatmap"], heatmaps[position, number].numpy())
                 except OSError as error:
-                    raise _unwritable(self.folder, error) from error
+                    raise unwritable(printable(self.folder), error) from error
                 entry = {"class": target["class"], "index": target["index"], **files}
                 results[row]["methods"][name].append({**entry, "degenerate": bool(degenerate[position, number])})
 
@@ -453,18 +452,14 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(printable(folder), error) from error
 
 
 def _write(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise _unwritable(path.parent, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"The folder {printable(folder)} cannot be written ({error.strerror}); name another: --output.")
+        raise unwritable(printable(path.parent), error) from error
 
 
 def _report(

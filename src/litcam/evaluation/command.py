@@ -111,9 +111,9 @@ def explain_own_images(
         CheckpointError: if a file cannot be used.
         InputError: for several checkpoints, and as :func:`litcam.own_images.explain_images` does.
     """
-    if ckpt_path is not None and len(find_checkpoints(ckpt_path)) > 1:
+    subject, *others = _subjects(ckpt_path, model or {}, "val", {}, None)
+    if others:
         raise InputError("Images are explained by one checkpoint; name one of them as ckpt_path.")
-    [subject] = _subjects(ckpt_path, model or {}, "val", {}, None)
     module, datamodule = subject.load(data or {})
     module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     folder = Path(output) if output else subject.folder.parent.parent / "explanations"

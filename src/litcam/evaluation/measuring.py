@@ -23,7 +23,7 @@ from litcam.data.module import Split
 from litcam.errors import InputError, check_at_least, check_choice
 from litcam.evaluation.parts import Parts
 from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, create_scorer
-from litcam.explainers import Explainer, create_explainer, parse_explainer
+from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, on_grid
 from litcam.metrics.functional.forwards import class_probability
 from litcam.vit import ViT, find_vit
@@ -82,7 +82,7 @@ def measure(
     vit = find_vit(module)
     device = next(module.parameters()).device
     multi_label = bool(getattr(module, "hparams", {}).get("multi_label", False))
-    by_name = {text: _create_explainer(text, module) for text in explainers}
+    by_name = create_explainers(explainers, module)
     datamodule.use_data_config(getattr(module, "data_config", datamodule.data_config))
     mean, std = (tuple(map(float, datamodule.data_config[key])) for key in ("mean", "std"))
     wanted = DEFAULT_METRICS if metrics is None else metrics
@@ -116,22 +116,10 @@ def measure(
     return Measurements(parts, by_name, scorers, datamodule, split, target, len(indices))
 
 
-def _create_explainer(text: str, module: nn.Module) -> Explainer:
-    name, options = parse_explainer(text)
-    return create_explainer(name, module, **options)
-
-
 def _run(state: "_Pass", loader: DataLoader[Any], parts: Parts, indices: Tensor, perturbed: Tensor, done: int) -> None:
     """Measure the images from number ``done`` on, with a bar of progress."""
-    columns = (
-        *(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("images"),
-        ),
-        *(TimeRemainingColumn(), TextColumn("{task.fields[rate]}")),
-    )
+    images, left = (BarColumn(), MofNCompleteColumn(), TextColumn("images")), TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), *images, left, TextColumn("{task.fields[rate]}"))
     started, first = time.perf_counter(), done
     with Progress(*columns, console=Console(stderr=True)) as progress:
         description = ", ".join(state.explainers)

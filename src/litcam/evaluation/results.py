@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from litcam.errors import InputError
+from litcam.errors import unwritable
 from litcam.evaluation.measuring import Measurements
-from litcam.evaluation.scored import LEFT_OUT, Scored
+from litcam.evaluation.scored import LEFT_OUT, score_all
 from litcam.evaluation.scorers import Scorer
-from litcam.evaluation.tables import class_table, image_table, telling_images
+from litcam.evaluation.tables import COLUMNS, class_table, image_table, telling_images
 from litcam.metrics.functional.bootstrap import INTERVAL, poisson_weights
 from litcam.metrics.image_metric import ImageMetric
+from litcam.report.contents import SCHEMA_VERSION
 from litcam.report.numbers import lower_is_better
 
-SCHEMA_VERSION = 2
 RESAMPLES = 1000  # of the times
 
 
@@ -48,7 +48,8 @@ class Evaluation:
 
     def maps(self, method: str) -> NDArray[np.float16]:
         """The maps of a method, of the rows of ``images``: [M, gh, gw], each scaled to [0, 1]."""
-        return self.measurements.parts.collect(f"{list(self.measurements.explainers).index(method)}.maps")
+        name = f"{list(self.measurements.explainers).index(method)}.maps"
+        return self.measurements.parts.collect(name)[name]
 
     def write(self, folder: str | Path) -> None:
         """Write ``results.json``, ``results.csv``, ``images.csv``, ``images.parquet``, ``classes.csv``, ``cost.json``.
@@ -66,36 +67,38 @@ class Evaluation:
             self.images.to_parquet(folder / "images.parquet", index=False)
             self.classes.to_csv(folder / "classes.csv", index=False)
         except OSError as error:
-            raise InputError(
-                f"The folder {folder} cannot be written ({error.strerror}); name another: --output."
-            ) from error
+            raise unwritable(folder, error) from error
 
 
 def conclude(measurements: Measurements, class_names: Sequence[str]) -> Evaluation:
     """Results and tables of what was measured."""
-    images = image_table(measurements, class_names)
+    numbers = range(len(measurements.explainers))
+    own = [f"{number}.{name}" for number in numbers for name in ("degenerate", "seconds")]
+    measured = measurements.parts.collect(*COLUMNS, "hits", *own)
+    images = image_table(measured, class_names)
     methods: dict[str, dict[str, dict[str, Any]]] = {}
     curves: dict[str, dict[str, Any]] = {}
     left_out: dict[str, dict[str, dict[str, int]]] = {}
     columns: dict[str, NDArray[np.float64]] = {}
     prefixes = _prefixes(measurements.scorers)
+    found = score_all(measurements, measured["index"])
     for number, name in enumerate(measurements.explainers):
-        degenerate = measurements.parts.collect(f"{number}.degenerate")
+        degenerate = measured[f"{number}.degenerate"]
         methods[name] = {}
         columns[f"{name}/degenerate"] = degenerate
-        for place, scorer in enumerate(measurements.scorers):
-            scored = Scored(measurements, scorer, f"{number}.{place}.", images["index"].to_numpy())
+        for scorer in measurements.scorers:
+            scored = found[name, scorer.name]
             if not scored.applies:
                 continue
             prefix = prefixes[scorer.name]
-            methods[name] |= {prefix + score: entry for score, entry in scored.entries().items()}
+            methods[name] |= {prefix + key: entry for key, entry in scored.entries().items()}
             left_out.setdefault(name, {})[scorer.name] = scored.left_out
-            if scored.curves():
-                curves.setdefault(name, {})[scorer.name] = scored.curves()
-            columns |= {f"{name}/{prefix}{score}": values for score, values in scored.of_images().items()}
+            if curve := scored.curves():
+                curves.setdefault(name, {})[scorer.name] = curve
+            columns |= {f"{name}/{prefix}{key}": values for key, values in scored.of_images().items()}
         methods[name]["degenerate"] = {"value": int(degenerate.sum()), "num_images": len(degenerate)}
     images = pd.concat([images, pd.DataFrame(columns)], axis=1)
-    hits = measurements.parts.collect("hits")
+    hits = measured["hits"]
     described = {scorer.name for found in left_out.values() for scorer in measurements.scorers if scorer.name in found}
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -118,7 +121,8 @@ def conclude(measurements: Measurements, class_names: Sequence[str]) -> Evaluati
         "curves": curves,
         "telling": telling_images(measurements, images),
     }
-    return Evaluation(results, images, class_table(images), _cost(measurements), measurements)
+    seconds = {name: measured[f"{number}.seconds"] for number, name in enumerate(measurements.explainers)}
+    return Evaluation(results, images, class_table(images), _cost(seconds), measurements)
 
 
 def _prefixes(scorers: Sequence[Scorer]) -> dict[str, str]:
@@ -132,15 +136,14 @@ def _prefixes(scorers: Sequence[Scorer]) -> dict[str, str]:
     return prefixes
 
 
-def _cost(measurements: Measurements) -> dict[str, dict[str, float]]:
+def _cost(seconds_of: Mapping[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
     """Time of the recorded forward and of each method's explanation, measured during the evaluation.
 
-    The interval is that of the Poisson bootstrap over batches.
+    The interval is that of the Poisson bootstrap over batches, the rows of the times of each method.
     """
     cost = {}
-    weights = poisson_weights(torch.arange(len(measurements.parts)), RESAMPLES).numpy()
-    for number, name in enumerate(measurements.explainers):
-        seconds = measurements.parts.collect(f"{number}.seconds")
+    for name, seconds in seconds_of.items():
+        weights = poisson_weights(torch.arange(len(seconds)), RESAMPLES).numpy()
         forward, explanation, images, pairs = np.concatenate([seconds.sum(0, keepdims=True), weights @ seconds]).T
         with np.errstate(invalid="ignore"):  # a resample without a batch
             per_image = forward / images

@@ -1,6 +1,6 @@
 """The table of the images, that of the classes, and the images that tell most."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 
 from litcam.evaluation.measuring import Measurements
 from litcam.metrics.functional.correlation import pearson
+from litcam.report.contents import KINDS
 
-RIGHT_FOR_WRONG = "right for the wrong reason"
-WRONG_ON_OBJECT = "wrong but on the object"
-DISAGREE = "methods disagree"
+RIGHT_FOR_WRONG, WRONG_ON_OBJECT, DISAGREE = KINDS
+COLUMNS = ("index", "id", "label", "target", "predicted", "probability", "target_probability", "correct")
 
 
-def image_table(measurements: Measurements, class_names: Sequence[str]) -> pd.DataFrame:
+def image_table(columns: Mapping[str, NDArray[Any]], class_names: Sequence[str]) -> pd.DataFrame:
     """Which images these are, and what the model makes of them."""
-    names = ("index", "id", "label", "target", "predicted", "probability", "target_probability", "correct")
-    table = pd.DataFrame({name: measurements.parts.collect(name) for name in names})
+    table = pd.DataFrame({name: columns[name] for name in COLUMNS})
     known = dict(enumerate(class_names))
     for place, column in enumerate(("label", "target", "predicted")):
         table.insert(3 + 2 * place, f"{column}_name", table[column].map(lambda index: known.get(index, str(index))))

@@ -178,6 +178,17 @@ def parse_explainer(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def create_explainers(texts: Sequence[str], net: nn.Module) -> dict[str, Explainer]:
+    """Explanation methods for a model, by the words of a command line that name them, see :func:`parse_explainer`.
+
+    Raises:
+        InputError: as :func:`parse_explainer` and :func:`create_explainer` do; before any method is made for a name.
+        UnsupportedModelError: if there is no Vision Transformer in ``net``.
+    """
+    parsed = {text: parse_explainer(text) for text in texts}
+    return {text: create_explainer(name, net, **options) for text, (name, options) in parsed.items()}
+
+
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """Options from words such as ``kernel=dirac``; values are read as YAML.
 
