@@ -6,10 +6,7 @@ As a script it is one of two processes, which find each other by Lightning's env
 import copy
 import json
 import math
-import os
 import random
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +35,7 @@ from scipy.stats import spearmanr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
+from two_ranks import run_two_ranks
 
 import litcam
 from litcam.callbacks import HeatmapLogger, LocalizationMonitor, StepSeed
@@ -626,27 +624,7 @@ def watched(folder: Path, world: int) -> list[dict[str, float]]:
 
 def test_two_processes_log_and_write_what_one_does(tmp_path: Path) -> None:
     alone = watched(tmp_path / "one", 1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path / "two"), str(rank)],
-            env={**shared, "NODE_RANK": "0", "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # one that waits for the other for ever
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+    run_two_ranks(__file__, str(tmp_path / "two"))
     for rank in (0, 1):
         scalars = json.loads((tmp_path / f"two_{rank}.json").read_text())
         assert len(scalars) == 2

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import litcam
 from litcam.callbacks import HeatmapLogger, LocalizationMonitor
 from litcam.callbacks import heatmap_logger as drawing
+from litcam.callbacks.pictures import to_pixels
 from litcam.heatmaps import overlay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +239,6 @@ def test_a_long_caption_is_cut_to_the_width_of_its_entry() -> None:
 def test_pixels_that_are_not_numbers_are_drawn_black() -> None:
     images = torch.zeros(1, 3, 2, 2)
     images[0, :, 0, 0] = float("nan")
-    pixels = drawing.to_pixels(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    pixels = to_pixels(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert pixels[0, 0, 0].tolist() == [0, 0, 0]
     assert pixels[0, 1, 1].tolist() == [128, 128, 128]

@@ -5,10 +5,7 @@ As a script it is one of two processes, which find each other by Lightning's env
 
 import json
 import math
-import os
 import random
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_cases import make_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_ranks import run_two_ranks
 
 from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 from litcam.errors import InputError
@@ -316,27 +314,7 @@ def run(folder: Path, rank: int, own: bool) -> dict[str, Any]:
 
 
 def test_two_processes_agree_even_where_their_numbers_do_not(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(rank)],
-            env={**shared, "NODE_RANK": "0", "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # one that waits for the other for ever
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+    run_two_ranks(__file__, str(tmp_path))
     first, second = (json.loads((tmp_path / f"process_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     for case in ("equal", "own"):

@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from two_processes import CASES, run
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Results = dict[str, dict[str, Any]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Results]:
     """The folder of two processes that ran every case, and what each of them saw."""
     folder = tmp_path_factory.mktemp("two")
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    script = Path(__file__).with_name("two_processes.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder), "2", str(rank)],
-            env={**shared, "NODE_RANK": "0", "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = []
-    try:
-        for process in processes:
-            outputs.append(process.communicate(timeout=240)[0])
-    finally:
-        for process in processes:
-            process.kill()  # one that waits for the other for ever
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+    run_two_ranks(Path(__file__).with_name("two_processes.py"), str(folder), "2")
     first, second = (json.loads((folder / f"process_{rank}.json").read_text()) for rank in (0, 1))
     return folder, first, second
 

@@ -11,14 +11,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from litcam.callbacks.drift_figures import TILE, draw_filmstrip, draw_similarities, thumbnail
 from litcam.callbacks.drift_history import NOT_FOUND, Drift, Key, PanelMaps, compare, drifts_of, references_of
-from litcam.callbacks.heatmap_logger import to_pixels
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.panel import consume_panel
+from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reporting import draw_figure, log_image, log_scalars, run_folder, save_png
 from litcam.callbacks.shared import Explained, gather
 from litcam.errors import InputError, check_at_least, check_choice
@@ -162,9 +161,7 @@ class DriftMonitor(ExplanationMonitor):
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.entries: dict[Key, _Entry] = {}
         self.idle = trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
-        self.class_names: Sequence[str] | None = getattr(datamodule, "class_names", None)
-        self.data_config: dict[str, Any] | None = getattr(datamodule, "data_config", None)
+        self.pictures = Pictures(trainer)
         self._precision = trainer.precision_plugin
         self._method: Explainer | None = None
 
@@ -188,8 +185,7 @@ class DriftMonitor(ExplanationMonitor):
                 None if mirrored is None else mirrored[position][:, ::-1],
             )
         if not set(keys) <= self._thumbnails.keys():
-            config = self.data_config or resolve_model_data_config(explained.trace.vit.net)
-            images = to_pixels(explained.trace.images, config["mean"], config["std"])
+            images = self.pictures.pixels(explained)
             self._thumbnails |= {key: thumbnail(image) for key, image in zip(keys, images, strict=True)}
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
@@ -293,9 +289,7 @@ class DriftMonitor(ExplanationMonitor):
                 save_png(self.folder / f"{name}.png", image)
 
     def _name(self, label: int) -> str:
-        if label == NOT_FOUND:
-            return "not found"
-        return self.class_names[label] if self.class_names and label < len(self.class_names) else str(label)
+        return "not found" if label == NOT_FOUND else self.pictures.name(label)
 
 
 def _halves(explanation: Explanation, grid: tuple[int, int]) -> NDArray[np.float16]:

@@ -7,13 +7,11 @@ from typing import Any, Literal
 import cv2
 import lightning as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from timm.data import resolve_model_data_config
-from torch import Tensor
 
 from litcam.callbacks.monitor import ExplanationMonitor
+from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reporting import log_image, run_folder, save_png
 from litcam.callbacks.shared import Explained, Target, gather
 from litcam.data.batch import boxes_of
@@ -71,13 +69,10 @@ class HeatmapLogger(ExplanationMonitor):
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.entries: dict[tuple[int, int], Pixels] = {}  # by image and class
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.class_names: Sequence[str] | None = getattr(datamodule, "class_names", None)
-        self.data_config: dict[str, Any] | None = getattr(datamodule, "data_config", None)
+        self.pictures = Pictures(trainer)
 
     def consume(self, explained: Explained) -> None:
-        config = self.data_config or resolve_model_data_config(explained.trace.vit.net)
-        images = to_pixels(explained.trace.images, config["mean"], config["std"])
+        images = self.pictures.pixels(explained)
         large = explained.explanation.upsample((_TILE, _TILE)).cpu().numpy()
         masks = (explained.heatmaps > self.threshold).cpu().numpy()
         right = explained.correct.tolist()
@@ -107,19 +102,9 @@ class HeatmapLogger(ExplanationMonitor):
     def _caption(self, explained: Explained, position: int, label: int) -> str:
         logits = explained.explanation.logits[position].float()
         if explained.multi_label:
-            return f"{self._name(label)} {float(logits[label].sigmoid()):.0%}"
+            return f"{self.pictures.name(label)} {float(logits[label].sigmoid()):.0%}"
         probability, predicted = (value.item() for value in logits.softmax(0).max(0))
-        return f"{self._name(label)}, predicted {self._name(int(predicted))} {probability:.0%}"
-
-    def _name(self, label: int) -> str:
-        return self.class_names[label] if self.class_names and label < len(self.class_names) else str(label)
-
-
-def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """Normalised images [B, 3, H, W] as pixels [B, H, W, 3]; NaN becomes black."""
-    scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))
-    pixels = ((images.float() * scale + shift) * 255).round().nan_to_num(0).clamp(0, 255)
-    return np.ascontiguousarray(pixels.byte().permute(0, 2, 3, 1).cpu().numpy())
+        return f"{self.pictures.name(label)}, predicted {self.pictures.name(int(predicted))} {probability:.0%}"
 
 
 def draw_entry(

@@ -8,8 +8,8 @@ import torch
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_scores, metric_device
 from litcam.callbacks.shared import Explained, Target
-from litcam.data.batch import true_regions
-from litcam.errors import InputError, check_choice
+from litcam.data.batch import missing_annotation, true_regions
+from litcam.errors import check_choice
 from litcam.explainers import check_explainer
 from litcam.metrics import Localization
 
@@ -73,11 +73,7 @@ class LocalizationMonitor(ExplanationMonitor):
             explained = explained.choose(explained.correct)
         regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
         if regions is None:
-            key = "boxes" if self.regions == "boxes" else "mask"
-            raise InputError(
-                f"LocalizationMonitor compares with {self.regions}, but the batches have no '{key}'; "
-                "take a dataset that has them, or leave this callback out."
-            )
+            raise missing_annotation("LocalizationMonitor compares with", self.regions, "callback")
         self.metric.update(explained.heatmaps.to(self.metric.device), regions.to(self.metric.device))
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:

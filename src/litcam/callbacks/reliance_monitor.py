@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_figure, log_scores, metric_device
 from litcam.callbacks.shared import Explained
-from litcam.data.batch import true_regions
+from litcam.data.batch import missing_annotation, true_regions
 from litcam.errors import InputError, check_choice
 from litcam.metrics import Reliance
 from litcam.metrics.functional import Precision
@@ -93,11 +93,7 @@ class RelianceMonitor(ExplanationMonitor):
             )
         regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
         if regions is None:
-            key = "boxes" if self.regions == "boxes" else "mask"
-            raise InputError(
-                f"RelianceMonitor removes {self.regions}, but the batches have no '{key}'; "
-                "take a dataset that has them, or leave this callback out."
-            )
+            raise missing_annotation("RelianceMonitor removes", self.regions, "callback")
         net = explained.trace.module
         images = Regarded(explained.trace.images, regions, explained.labels, explained.explanation.logits)
         if self.metric.fill != "swap":

@@ -20,6 +20,7 @@ from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, re
 from litcam.data.batch import Batch, labelled_pairs, read_batch
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
+from litcam.metrics.functional.perturbation import is_predicted
 from litcam.vit import evaluating, find_vit
 
 Target = Literal["true", "predicted"]
@@ -70,10 +71,7 @@ class Explained:
     @property
     def correct(self) -> Tensor:
         """Which predictions are right, in multi-label data which classes are found: bool [n]."""
-        logits = self.explanation.logits
-        if self.multi_label:
-            return logits.gather(1, self.labels[:, None])[:, 0] > 0
-        return logits.argmax(1) == self.labels
+        return is_predicted(self.explanation.logits, self.labels, self.multi_label).bool()
 
     def choose(self, chosen: Tensor) -> "Explained":
         """Some of these images: ``chosen`` is bool [n]."""

@@ -13,6 +13,8 @@ from torch.utils.data import default_collate
 
 from litcam.errors import InputError, check_choice
 
+Regions = Literal["boxes", "masks"]
+ANNOTATIONS: Mapping[Regions, str] = {"boxes": "boxes", "masks": "mask"}  # the key in a batch of each kind of regions
 VOID = 255
 _PER_INSTANCE = ("boxes", "instance_labels")  # the keys with one row per instance, not one per image
 
@@ -152,7 +154,7 @@ def mask_regions(batch: Batch) -> Tensor:
     return (batch["mask"] > 0) & (batch["mask"] != VOID)
 
 
-def class_regions(batch: Batch, classes: Tensor, regions: Literal["boxes", "masks"] = "boxes") -> Tensor:
+def class_regions(batch: Batch, classes: Tensor, regions: Regions = "boxes") -> Tensor:
     """The region of each class that is asked for, in its image: bool [B, K, H, W].
 
     Args:
@@ -171,7 +173,7 @@ def class_regions(batch: Batch, classes: Tensor, regions: Literal["boxes", "mask
     return each.view(*classes.shape, *each.shape[1:])
 
 
-def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Literal["boxes", "masks"] = "boxes") -> Tensor:
+def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Regions = "boxes") -> Tensor:
     """The region of one class in one image, for M pairs of them: bool [M, H, W].
 
     Args:
@@ -183,7 +185,7 @@ def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Literal["
     Raises:
         InputError: for other regions, and for a batch without instance_labels.
     """
-    check_choice("regions", regions, ("boxes", "masks"))
+    check_choice("regions", regions, ANNOTATIONS)
     if "instance_labels" not in batch:
         raise InputError("The batch has no 'instance_labels', the class of each box; several classes need them.")
     image = batch["boxes"][:, 0].long()
@@ -193,7 +195,7 @@ def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Literal["
     return _unions(filled[instance], pair, len(images))
 
 
-def true_regions(batch: Batch, images: Tensor, classes: Tensor, kind: Literal["boxes", "masks"]) -> Tensor | None:
+def true_regions(batch: Batch, images: Tensor, classes: Tensor, kind: Regions) -> Tensor | None:
     """The true region of M pairs of image and class: bool [M, H, W]; None if the batch has no such annotation.
 
     With class indices as labels it is the region of the image, whatever the class; with multi-hot ones that of the
@@ -208,12 +210,20 @@ def true_regions(batch: Batch, images: Tensor, classes: Tensor, kind: Literal["b
     Raises:
         InputError: for another kind, and for a multi-label batch without instance_labels.
     """
-    check_choice("kind", kind, ("boxes", "masks"))
-    if {"boxes": "boxes", "masks": "mask"}[kind] not in batch:
+    check_choice("kind", kind, ANNOTATIONS)
+    if ANNOTATIONS[kind] not in batch:
         return None
     if batch["label"].ndim == 1:
         return (box_regions if kind == "boxes" else mask_regions)(batch)[images]
     return regions_of(batch, images, classes, kind)
+
+
+def missing_annotation(who: str, kind: Regions, part: str) -> InputError:
+    """The error of a callback or metric, by its ``part``, whose regions the batches lack; ``who`` has its verb."""
+    return InputError(
+        f"{who} {kind}, but the batches have no {ANNOTATIONS[kind]!r}; take a dataset that has them, or leave this "
+        f"{part} out."
+    )
 
 
 def _filled_boxes(batch: Batch) -> Tensor:

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 from litcam.attention import record
 from litcam.data import Batch, ImageDataModule, labelled_pairs, read_batch
+from litcam.data.batch import missing_annotation
 from litcam.data.module import Split
-from litcam.errors import InputError, check_at_least, check_choice
+from litcam.errors import check_at_least, check_choice
 from litcam.evaluation.parts import Parts
 from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, create_scorer
 from litcam.explainers import Explainer, create_explainers
@@ -198,11 +199,8 @@ class _Pass:
     def _check_annotations(self, batch: Batch) -> None:
         """Raise InputError if a metric that was asked for has nothing to compare with."""
         for scorer in self.scorers:
-            if self.required and scorer.needs is not None and scorer.needs not in batch:
-                raise InputError(
-                    f"{scorer.name} compares with {scorer.regions}, but the batches have no {scorer.needs!r}; "
-                    "take a dataset that has them, or leave this metric out."
-                )
+            if self.required and scorer.regions is not None and scorer.needs not in batch:
+                raise missing_annotation(f"{scorer.name} compares with", scorer.regions, "metric")
 
 
 def _score(scorer: Scorer, inputs: MetricInputs, wanted: Tensor, wrong: Tensor, prefix: str) -> dict[str, NDArray[Any]]:

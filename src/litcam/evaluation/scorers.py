@@ -4,20 +4,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from litcam.attention import AttentionTrace
 from litcam.data import Batch, true_regions
-from litcam.data.batch import VOID
+from litcam.data.batch import ANNOTATIONS, VOID, Regions
 from litcam.errors import InputError, check_choice
 from litcam.explainers import Explainer, parse_options
 from litcam.metrics import ADCC, ClassDiscrimination, Focus, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
 from litcam.metrics.image_metric import ImageMetric, Measured
-
-Regions = Literal["boxes", "masks"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Scorer:
     @property
     def needs(self) -> str | None:
         """The key that batches have to have for it."""
-        return {None: None, "boxes": "boxes", "masks": "mask"}[self.regions]
+        return None if self.regions is None else ANNOTATIONS[self.regions]
 
     def measure(self, inputs: "MetricInputs", wanted: Tensor) -> tuple[Measured, Tensor]:
         """Measure some of the M pairs of image and class: ``wanted``, bool [M].

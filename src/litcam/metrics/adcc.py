@@ -89,7 +89,7 @@ class ADCC(ImageMetric):
         """
         check_batch(images, heatmaps, targets, logits)
         kept = ~is_degenerate(heatmaps)
-        rows = torch.zeros(0, len(ADCC_SCORES), dtype=torch.float64, device=images.device)
+        rows = self.nothing(images.device).rows
         counts = {"num_degenerate": (~kept).sum()}
         if kept.any():
             known = None if logits is None else logits[kept]

@@ -53,7 +53,7 @@ class MapSimilarity(ImageMetric):
                 f"{SSIM_WINDOW} by {SSIM_WINDOW} pixels."
             )
         kept = ~is_degenerate(first) & ~is_degenerate(second)
-        rows = torch.zeros(0, 2, dtype=torch.float64, device=first.device)
+        rows = self.nothing(first.device).rows
         if kept.any():
             one, other = first[kept].double(), second[kept].double()
             ssim = structural_similarity_index_measure(

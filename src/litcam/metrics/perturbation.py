@@ -105,7 +105,7 @@ class Perturbation(ImageMetric):
         """
         check_batch(images, heatmaps, targets, logits)
         kept = ~is_degenerate(heatmaps)
-        rows = torch.zeros(0, 2 * len(self.protocol.points), dtype=torch.float64, device=images.device)
+        rows = self.nothing(images.device).rows
         if kept.any():
             known = None if logits is None else logits[kept]
             both = perturbation_curves(

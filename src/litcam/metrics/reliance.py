@@ -120,7 +120,7 @@ class Reliance(ImageMetric):
             if others is None or other_regions is None:
                 others, other_regions = _partners(images, regions, targets, usable)
             kept = usable & has_both(other_regions)
-        rows = torch.zeros(0, self.columns, dtype=torch.float64, device=images.device)
+        rows = self.nothing(images.device).rows
         if kept.any():
             known, partners, partner_regions = (
                 None if tensor is None else tensor[kept] for tensor in (logits, others, other_regions)
