@@ -16,13 +16,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from litcam.callbacks import RunSummary, StepSeed
+from litcam.callbacks.drift_figures import Filmstrip
 from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.data.check import check_data
 from litcam.errors import InputError, LitcamError
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
-from litcam.evaluation.command import evaluate_runs, explain_own_images
+from litcam.evaluation.command import evaluate_runs, explain_own_images, redraw_drift
 from litcam.explainers import list_explainers
 
 
@@ -128,6 +129,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     """Score the explanations of checkpoints; see :func:`litcam.evaluation.command.evaluate_runs`.
 
     With ``--images`` explain these; see :func:`litcam.evaluation.command.explain_own_images`.
+    With ``--drift`` draw that of a run anew; see :func:`litcam.evaluation.command.redraw_drift`.
     Ends the process with status 2 and one sentence when a checkpoint or an option is not usable.
     """
     parser = ArgumentParser(prog="evaluate.py", description="Score the explanations of checkpoints of train.py.")
@@ -166,13 +168,28 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--targets", type=str, nargs="+", help="of --images: classes by name or index, not the predicted"
     )
+    parser.add_argument(
+        "--drift", type=str | None, help="draw the drift of the maps that DriftMonitor left in this run folder, instead"
+    )
+    parser.add_argument("--filmstrip", type=Filmstrip | None, help="of --drift: its rows, columns and colormap")
     with _plain_errors():
         options = parser.parse_args(None if args is None else list(args)).as_dict()
         options.pop("config")
+        given = {name for name, value in options.items() if value != parser.get_default(name)}
         images, targets = options.pop("images"), options.pop("targets")
+        drift, filmstrip = options.pop("drift"), options.pop("filmstrip")
         if images is None and targets is not None:
             raise InputError("targets are the classes of your own images: name these with --images.")
-        if images is None:
+        if drift is None and filmstrip is not None:
+            raise InputError("filmstrip is the picture of a run's drift: name the run folder with --drift.")
+        if drift is not None:
+            if others := sorted(given - {"drift", "filmstrip", "data", "output"}):
+                raise InputError(
+                    "--drift draws maps that are there already, with --filmstrip, --data and --output alone: leave out "
+                    f"{', '.join(f'--{name}' for name in others)}."
+                )
+            redraw_drift(drift, options["data"], options["output"], Filmstrip(**(filmstrip or {})))
+        elif images is None:
             evaluate_runs(**options)
         else:
             common = {key: options[key] for key in ("ckpt_path", "model", "data", "methods", "output")}

@@ -38,9 +38,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from two_ranks import run_two_ranks
 
 import litcam
-from litcam.callbacks import HeatmapLogger, LocalizationMonitor, StepSeed
-from litcam.callbacks import drift_monitor as drift
+from litcam.callbacks import HeatmapLogger, LocalizationMonitor, StepSeed, drift_figures
+from litcam.callbacks.drift_figures import Filmstrip, draw_drift, draw_filmstrip, moving_most
 from litcam.callbacks.drift_history import PanelMaps, compare, read_history, references_of
+from litcam.callbacks.drift_history import drifts_of as compare_all
 from litcam.callbacks.drift_monitor import DriftMonitor
 from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule
@@ -260,7 +261,6 @@ def test_several_labels_of_an_image_count_by_themselves_found_or_not(tmp_path: P
         assert len(set(maps.keys)) == 6
         assert len(set(maps.ids)) == 3
         assert all(found in (target, -1) for found, target in zip(maps.predictions, maps.targets, strict=True))
-    assert monitor._name(-1) == "not found"
 
 
 def test_maps_of_pixels_are_kept_on_the_grid_of_the_patches(tmp_path: Path) -> None:
@@ -303,6 +303,7 @@ def test_scalars_are_those_of_the_files_for_every_reference(tmp_path: Path, mode
     found = read_history(folder_of(tmp_path))
     losses = [scalars["val/loss"] for scalars in history.scalars]
     assert [maps.score for maps in found] == pytest.approx([math.nan, *losses], nan_ok=True)
+    assert {maps.mode for maps in found} == {mode}
     for number, scalars in enumerate(history.scalars, start=1):
         scored = {epoch: maps.score for epoch, maps in enumerate(found[:number]) if not math.isnan(maps.score)}
         best = (min if mode == "min" else max)(scored, key=scored.get) if scored else 0  # type: ignore[arg-type]
@@ -362,7 +363,7 @@ def test_without_a_monitor_there_is_no_best_epoch_and_without_floor_no_floor(tmp
     names = {name.removeprefix("val/agcam/drift/") for name in history.scalars[0] if "/drift/" in name}
     kinds = {f"spearman_{reference}{row}" for reference in ("previous", "first") for row in ("", "_unchanged")}
     assert names == {*kinds, "unchanged_previous", "unchanged_first", "gini", "degenerate"}
-    assert all(maps.mirrored is None for maps in read_history(folder_of(tmp_path)))
+    assert all(maps.mirrored is None and maps.mode is None for maps in read_history(folder_of(tmp_path)))
 
 
 def test_a_checkpoint_can_be_chosen_by_the_drift(tmp_path: Path) -> None:
@@ -579,7 +580,7 @@ def test_filmstrip_and_curves_lie_beside_the_maps_and_reach_tensorboard(tmp_path
 
 def test_the_filmstrip_shows_the_images_whose_maps_move_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(drift, "draw_filmstrip", lambda *a: shown.append(a) or np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(drift_figures, "draw_filmstrip", lambda *a: shown.append(a) or np.zeros((2, 2, 3), np.uint8))
     fit(tmp_path, unscored(rows=2), data=loader())
     found = read_history(folder_of(tmp_path))
     rho = [
@@ -598,7 +599,7 @@ def test_the_predicted_class_is_green_where_it_is_right_and_red_where_not_and_ep
     names = ["zero", "one", "a very long name of a class indeed", "three"]
     history = [panel(epoch, generator.random((3, 4, 4)), (1, 2, 2)) for epoch in range(30)]
     images = [generator.integers(0, 255, (64, 80, 3), dtype=np.uint8) for _ in range(2)]
-    strip = drift.draw_filmstrip(history, [0, 2], images, ["a", "b"], names.__getitem__, columns=12)
+    strip = draw_filmstrip(history, [0, 2], images, ["a", "b"], names.__getitem__, Filmstrip(columns=12))
     assert strip.shape == (2 * 136 + 24, 13 * 100 + 4, 3)
 
     def has(part: Any, colour: tuple[int, int, int]) -> bool:
@@ -607,6 +608,28 @@ def test_the_predicted_class_is_green_where_it_is_right_and_red_where_not_and_ep
     captions = [strip[24 + row * 136 + 96 : 24 + (row + 1) * 136, 104:] for row in range(2)]
     assert [has(captions[0], GREEN), has(captions[0], RED)] == [True, False]
     assert [has(captions[1], GREEN), has(captions[1], RED)] == [False, True]
+
+
+def test_a_class_that_is_not_found_is_named_so_and_an_image_that_is_not_there_is_black(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(drift_figures, "draw_filmstrip", lambda *a: shown.append(a))
+    maps = np.random.default_rng(0).random((2, 3, 4, 4))
+    maps[:, 1] = 0
+    history = [panel(epoch, maps[epoch], (1, -1, -1)) for epoch in range(2)]
+    moving = moving_most(drifts := compare_all(history), 9)
+    assert set(moving) == {0, 1, 2}
+    assert list(moving)[2] == 1
+    assert math.isnan(moving[1])
+    white = np.full((8, 8, 3), 255, np.uint8)
+    draw_drift(
+        history, drifts, {0: 0.25, 2: 0.5}, {(7, 3): white}, lambda label: f"class {label}", "agcam", Filmstrip()
+    )
+    [(_, rows, images, notes, name, _)] = shown
+    assert (rows, notes) == ([0, 2], ["Spearman 0.25", "Spearman 0.50"])
+    assert [image.max() for image in images] == [0, 255]
+    assert [name(-1), name(3)] == ["not found", "class 3"]
 
 
 # Two processes.

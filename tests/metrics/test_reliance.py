@@ -253,11 +253,12 @@ def partners_of(labels: list[int], sizes: list[int], regions: Tensor | None = No
     if regions is None:
         regions = torch.zeros(len(labels), 2, 2, dtype=torch.bool)
         regions[:, 0] = True
-    whole = Regarded(images, regions, torch.tensor(labels), images[:, :, 0, 0])
+    whole = Regarded(images, regions, torch.tensor(labels), images[:, :, 0, 0], torch.arange(len(labels)))
     begins = np.cumsum([0, *sizes])
     batches = [whole.take(torch.arange(begin, begin + size)) for begin, size in zip(begins, sizes, strict=False)]
     for pairs in [*(stream.pair(batch) for batch in batches), stream.end()]:
         for mine, others, other_regions in pairs:
+            assert mine.places.tolist() == mine.images[:, 0, 0, 0].tolist()
             for one, other, region in zip(mine.images[:, 0, 0, 0], others[:, 0, 0, 0], other_regions, strict=True):
                 assert int(one) not in found, "each image once"
                 found[int(one)] = int(other) if region.any() else None

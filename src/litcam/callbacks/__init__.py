@@ -7,6 +7,7 @@ from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 from litcam.callbacks.perturbation_monitor import PerturbationMonitor
 from litcam.callbacks.reliance_monitor import RelianceMonitor
 from litcam.callbacks.run_summary import RunSummary
+from litcam.callbacks.shortcut_alarm import ShortcutAlarm
 from litcam.callbacks.step_seed import StepSeed
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PerturbationMonitor",
     "RelianceMonitor",
     "RunSummary",
+    "ShortcutAlarm",
     "StepSeed",
 ]

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class PanelMaps:
         maps: float16 [n, gh, gw], each scaled to [0, 1].
         mirrored: the maps of the mirrored images, mirrored back; None if they were not made.
         score: the monitored value; NaN where there is none.
+        mode: whether a lower or a higher score is better, ``"min"`` or ``"max"``; None where none is monitored.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class PanelMaps:
     maps: NDArray[np.float16]
     mirrored: NDArray[np.float16] | None
     score: float = float("nan")
+    mode: Literal["min", "max"] | None = None
 
     @property
     def keys(self) -> list[Key]:
@@ -72,7 +74,8 @@ class PanelMaps:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             epoch, ids, score = int(arrays.pop("epoch")), tuple(arrays.pop("ids").tolist()), float(arrays.pop("score"))
-            return cls(epoch, ids, score=score, **{"mirrored": None, **arrays})
+            mode: Any = arrays.pop("mode").item() if "mode" in arrays else None
+            return cls(epoch, ids, score=score, mode=mode, **{"mirrored": None, **arrays})
         except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
             raise InputError(f"{path} is damaged or holds no maps of DriftMonitor: remove it.") from error
 

@@ -7,22 +7,20 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from torch import Tensor
 
-from litcam.callbacks.drift_figures import TILE, draw_filmstrip, draw_similarities, thumbnail
+from litcam.callbacks.drift_figures import Filmstrip, draw_drift, moving_most, thumbnail
 from litcam.callbacks.drift_history import NOT_FOUND, Drift, Key, PanelMaps, compare, drifts_of, references_of
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.panel import consume_panel
 from litcam.callbacks.pictures import Pictures
-from litcam.callbacks.reporting import draw_figure, log_image, log_scalars, run_folder, save_png
+from litcam.callbacks.reporting import log_image, log_scalars, run_folder, save_png
 from litcam.callbacks.shared import Explained, gather
-from litcam.errors import InputError, check_at_least, check_choice
+from litcam.errors import InputError, check_choice
 from litcam.explainers import Explainer, Explanation, create_explainer
-from litcam.heatmaps import colorize, on_grid
+from litcam.heatmaps import on_grid
 from litcam.metrics.functional.similarity import SIMILARITIES
 
 Pixels = NDArray[np.uint8]
@@ -100,16 +98,11 @@ class DriftMonitor(ExplanationMonitor):
         for name in similarities:
             check_choice("similarities", name, SIMILARITIES)
         check_choice("mode", mode, ("min", "max"))
-        check_at_least("rows", rows)
-        check_at_least("columns", columns, least=2)
-        colorize(np.zeros((1, 1)), colormap)  # an unknown colour map fails here, before any training
         self.similarities = tuple(similarities)
         self.monitor = monitor
         self.mode: Literal["min", "max"] | None = mode if monitor is not None else None
         self.floor = floor
-        self.rows = rows
-        self.columns = columns
-        self.colormap = colormap
+        self.style = Filmstrip(rows, columns, colormap)
         self.history: list[PanelMaps] = []
         self.drifts: list[Drift] = []
         self.folder: Path | None = None
@@ -173,13 +166,11 @@ class DriftMonitor(ExplanationMonitor):
         predicted = explained.explanation.logits.argmax(1)
         if explained.multi_label:
             predicted = explained.labels.where(explained.correct, NOT_FOUND)
-        ids: Any = explained.batch.get("id")
-        ids = ids.tolist() if isinstance(ids, Tensor) else ids
-        rows, predictions = explained.rows.tolist(), predicted.tolist()
+        predictions, ids = predicted.tolist(), explained.ids
         keys = list(zip(explained.indices.tolist(), explained.labels.tolist(), strict=True))
         for position, key in enumerate(keys):
             self.entries[key] = _Entry(
-                str(key[0] if ids is None else ids[rows[position]]),
+                ids[position],
                 predictions[position],
                 maps[position],
                 None if mirrored is None else mirrored[position][:, ::-1],
@@ -234,6 +225,7 @@ class DriftMonitor(ExplanationMonitor):
             np.array([entry.prediction for entry in values], dtype=np.int64),
             np.stack([entry.map for entry in values]),
             mirrored,
+            mode=self.mode,
         )
         self.drifts.append(compare(maps, references_of(self.history, self.mode)))
         self.history.append(maps)
@@ -272,24 +264,16 @@ class DriftMonitor(ExplanationMonitor):
         """Filmstrip and curves, to the loggers and into the run folder. To be called in every process."""
         if len(self.history) < 2:
             return
-        latest = self.history[-1]
-        moved = torch.stack([drift.similarities["previous"]["spearman"] for drift in self.drifts[1:]]).nanmean(0)
-        shown = moved.nan_to_num(2).argsort(stable=True)[: self.rows].tolist()
-        wanted = {latest.keys[row] for row in shown}
-        thumbnails = gather({key: image for key, image in self._thumbnails.items() if key in wanted})
+        moving = moving_most(self.drifts, self.style.rows)
+        wanted = {self.history[-1].keys[row] for row in moving}
+        images = gather({key: image for key, image in self._thumbnails.items() if key in wanted})
         if not trainer.is_global_zero:
             return
-        images = [thumbnails.get(latest.keys[row], np.zeros((TILE, TILE, 3), np.uint8)) for row in shown]
-        notes = [f"Spearman {float(moved[row]):.2f}" for row in shown]
-        filmstrip = draw_filmstrip(self.history, shown, images, notes, self._name, self.columns, self.colormap)
-        curves = draw_figure(draw_similarities(self.drifts, self.explainer))
-        for name, image in (("drift", filmstrip), ("drift_curves", curves)):
+        pictures = draw_drift(self.history, self.drifts, moving, images, self.pictures.name, self.explainer, self.style)
+        for name, image in pictures.items():
             log_image(trainer, f"val/{self.tag}{name}", image)
             if self.folder is not None:
                 save_png(self.folder / f"{name}.png", image)
-
-    def _name(self, label: int) -> str:
-        return "not found" if label == NOT_FOUND else self.pictures.name(label)
 
 
 def _halves(explanation: Explanation, grid: tuple[int, int]) -> NDArray[np.float16]:

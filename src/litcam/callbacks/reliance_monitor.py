@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from litcam.callbacks.monitor import ExplanationMonitor
+from litcam.callbacks.reliance_stream import RelianceStream
 from litcam.callbacks.reporting import log_figure, log_scores, metric_device
 from litcam.callbacks.shared import Explained
-from litcam.data.batch import missing_annotation, true_regions
-from litcam.errors import InputError, check_choice
+from litcam.errors import check_choice
 from litcam.metrics import Reliance
 from litcam.metrics.functional import Precision
-from litcam.metrics.functional.reliance import PartnerStream, Regarded, RelianceFill
+from litcam.metrics.functional.reliance import RelianceFill
 
 Epoch = dict[str, float]  # the scores of a validation, and the step it was made at
 
@@ -37,8 +37,8 @@ class RelianceMonitor(ExplanationMonitor):
     ``val/reliance/mask_blur_accuracy``. Beside the scores it logs how many images were ``left_out``, having no object,
     no background or no partner. 2 forwards per image.
 
-    Under ``"swap"`` an image's partner is the watched image of another class that came last before it, in whatever
-    batches; of several processes each has its own.
+    Under ``"swap"`` partners are those of :class:`~litcam.callbacks.reliance_stream.RelianceStream`; of several
+    processes each has its own.
 
     Args:
         regions: what the object is: the filled ``"boxes"``, or the pixel ``"masks"``.
@@ -84,28 +84,16 @@ class RelianceMonitor(ExplanationMonitor):
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.metric.to(metric_device(pl_module))
         self.metric.reset()
-        self._partners = PartnerStream()
+        self._stream = RelianceStream(self.metric, self.regions, "RelianceMonitor")
 
     def consume(self, explained: Explained) -> None:
-        if explained.multi_label:
-            raise InputError(
-                "RelianceMonitor follows the one class of an image, but the images have several labels; leave it out."
-            )
-        regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
-        if regions is None:
-            raise missing_annotation("RelianceMonitor removes", self.regions, "callback")
-        net = explained.trace.module
-        images = Regarded(explained.trace.images, regions, explained.labels, explained.explanation.logits)
-        if self.metric.fill != "swap":
-            self.metric.update(net, *images)
-            return
-        for paired, others, other_regions in self._partners.pair(images):
-            self.metric.update(net, *paired, others, other_regions)
+        for _, measured in self._stream.measure(explained):
+            self.metric.update(measured)
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
-        for alone, others, other_regions in self._partners.end():  # which counts them, without a forward
-            self.metric.update(pl_module, *alone, others, other_regions)
-        del self._partners
+        for _, measured in self._stream.end(pl_module):
+            self.metric.update(measured)
+        del self._stream  # and the images that it holds
         scores = self.metric.compute()
         left_out = torch.stack([scores[name] for name in self.metric.counted if name != "num_images"]).sum()
         log_scores(pl_module, stage, self.tag, scores, {"left_out": left_out})

@@ -98,6 +98,15 @@ def log_image(trainer: L.Trainer, tag: str, image: NDArray[np.uint8]) -> None:
             logger.experiment.log_image(logger.run_id, image, key=name, step=trainer.global_step)
 
 
+def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
+    """Give a text to TensorBoard and MLflow, where they are among the loggers."""
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, text, global_step=trainer.global_step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, text, f"{_NOT_IN_MLFLOW.sub('', tag)}.txt")
+
+
 def draw_figure(figure: Figure) -> NDArray[np.uint8]:
     """A figure as an image [H, W, 3]."""
     canvas: Any = FigureCanvasAgg(figure)  # without annotations

@@ -1,6 +1,8 @@
 """RunSummary: what a run reached, from its first epoch to its last, and what to type next."""
 
 import csv
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ ROWS = {
 class RunSummary(L.Callback):
     """Writes every validation epoch's scalars to ``history.csv`` in the run folder, and a table at the end of a fit.
 
-    The table has accuracy (multi-label: mean average precision), localization and perturbation of the first and the
-    last epoch, with the last epoch's controls beside them, then where the run lies and the next commands.
+    The table has accuracy (multi-label: mean average precision), reliance, localization and perturbation of the first
+    and the last epoch, with the last epoch's controls beside them, then where the run lies and the next commands.
     """
 
     def __init__(self) -> None:
@@ -79,9 +81,8 @@ def summary_table(history: list[dict[str, float]]) -> Table:
     table.add_column("")
     for heading in ("first epoch", "last epoch", *controls):
         table.add_column(heading, justify="right")
-    for tag, title in (("val/accuracy", "accuracy"), ("val/map", "mean average precision")):
-        if tag in last:
-            table.add_row(title, *(_cell(epoch, tag) for epoch in (first, last)), *("" for _ in controls))
+    for tag, title in _of_the_model(last).items():
+        table.add_row(title, *(_cell(epoch, tag) for epoch in (first, last)), *("" for _ in controls))
     for explainer in watched:
         for metric, title in ROWS.items():
             tag = f"val/{explainer}/{metric}"
@@ -89,6 +90,18 @@ def summary_table(history: list[dict[str, float]]) -> Table:
                 beside = (_cell(last, f"val/{control}/{metric}") for control in controls)
                 table.add_row(f"{explainer}: {title}", _cell(first, tag), _cell(last, tag), *beside)
     return table
+
+
+def _of_the_model(names: Collection[str]) -> dict[str, str]:
+    """The scalars among these that say how good the model is, whatever its maps, and their titles."""
+    titles = {"val/accuracy": "accuracy", "val/map": "mean average precision"}
+    found = {name: title for name, title in titles.items() if name in names}
+    for name in names:
+        if match := re.fullmatch(r"val/reliance/(mask_)?(?:(\w+)_)?accuracy_(object|background)", name):
+            masks, fill, part = match.groups()
+            protocol = ", ".join(word for word in ("masks" if masks else "", fill) if word)
+            found[name] = f"accuracy on the {part} alone" + (f" ({protocol})" if protocol else "")
+    return found
 
 
 def _cell(epoch: dict[str, float], name: str) -> str:

@@ -73,6 +73,15 @@ class Explained:
         """Which predictions are right, in multi-label data which classes are found: bool [n]."""
         return is_predicted(self.explanation.logits, self.labels, self.multi_label).bool()
 
+    @property
+    def ids(self) -> list[str]:
+        """The names of the images, or where those have none their places in the dataset: [n]."""
+        ids: Any = self.batch.get("id")
+        if ids is None:
+            return [str(place) for place in self.indices.tolist()]
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        return [str(ids[row]) for row in self.rows.tolist()]
+
     def choose(self, chosen: Tensor) -> "Explained":
         """Some of these images: ``chosen`` is bool [n]."""
         if bool(chosen.all()):

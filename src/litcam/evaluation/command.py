@@ -1,4 +1,4 @@
-"""What evaluate.py does: checkpoints in, printed tables, files and a report out."""
+"""What evaluate.py does: checkpoints in, printed tables, files and a report out; or images, or stored maps in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from litcam.callbacks.drift_figures import Filmstrip
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.data.module import Split
@@ -17,6 +18,7 @@ from litcam.evaluation.measuring import Target
 from litcam.evaluation.pages import write_report
 from litcam.evaluation.results import Evaluation, results_table
 from litcam.evaluation.runs import create_data, create_model, find_checkpoints, load_run
+from litcam.evaluation.stored_drift import RunImages, find_histories, redraw
 from litcam.own_images import explain_images
 
 
@@ -118,6 +120,48 @@ def explain_own_images(
     module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     folder = Path(output) if output else subject.folder.parent.parent / "explanations"
     return explain_images(module, datamodule, images, methods, folder, targets)
+
+
+def redraw_drift(
+    drift: str | Path,
+    data: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    filmstrip: Filmstrip | None = None,
+) -> list[Path]:
+    """Draw the drift of a run anew from the maps that DriftMonitor left, and print where it is; no model is run.
+
+    Every explainer has its folder, with ``drift.png`` and ``drift_curves.png`` as DriftMonitor draws them and
+    ``drift.csv``, a row per epoch with all similarities to all references. The images of the filmstrip are read again
+    from the data of the run's checkpoint; where these are not there any more its tiles are black, and a sentence says
+    why.
+
+    Args:
+        drift: a run folder, or ``drift/<explainer>`` in it.
+        data: arguments of the data module that are to differ from the training's, where the data have moved.
+        output: folder of the explainers' folders, by default ``evaluation/drift`` in the run folder.
+        filmstrip: which images and epochs it shows, and how; None as DriftMonitor does by default.
+
+    Returns:
+        The explainers' folders.
+
+    Raises:
+        InputError: if there are no maps, maps of one epoch alone or a damaged file, if ``data`` are not those of the
+            run, and for an output folder that cannot be written or holds the maps themselves.
+    """
+    histories = find_histories(drift)
+    run = next(iter(histories)).parent.parent
+    output = Path(output) if output else run / "evaluation" / "drift"
+    folders = [output / source.name for source in histories]
+    for folder in folders:
+        if folder.resolve() in histories:
+            raise InputError(f"{folder} has the run's own maps and pictures; name another folder: --output.")
+    images, console = RunImages(run, data or {}), Console(highlight=False, markup=False, soft_wrap=True)
+    for history, folder in zip(histories.values(), folders, strict=True):
+        redraw(folder.name, history, images, filmstrip or Filmstrip(), folder)
+        console.print(f"Written: {folder / 'drift.png'}, drift_curves.png and drift.csv")
+    if images.trouble is not None:
+        console.print(f"The images of the filmstrip are black: {images.trouble}")
+    return folders
 
 
 @dataclass(frozen=True)

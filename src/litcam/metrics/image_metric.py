@@ -93,8 +93,8 @@ class ImageMetric(Metric, ABC):
         return Measured(rows, nobody.bool(), nobody)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add images; takes what :meth:`measure` takes."""
-        self.add(self.measure(*args, **kwargs))
+        """Add images; takes what :meth:`measure` takes, or what it gave."""
+        self.add(args[0] if args and isinstance(args[0], Measured) else self.measure(*args, **kwargs))
 
     def add(self, measured: Measured) -> None:
         """Add images that have been measured."""

@@ -14,14 +14,12 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Rank correlation of maps [B, H, W] with maps of the same shape, ties by their mean rank: float64 [B]."""
-    return pearson(_ranks(first), _ranks(second))
+    return pearson(ranks(first), ranks(second))
 
 
-def _ranks(maps: Tensor) -> Tensor:
-    """Ranks of the values within each map; float64 of the maps' shape."""
-    ranks = []
-    for values in maps:
-        _, place, ties = torch.unique(values, return_inverse=True, return_counts=True)
-        mean_rank = ties.cumsum(0) - (ties.double() - 1) / 2
-        ranks.append(mean_rank[place])
-    return torch.stack(ranks)
+def ranks(maps: Tensor) -> Tensor:
+    """Ranks of the values within each map, from 1, ties by their mean rank; float64 of the maps' shape."""
+    values = maps.flatten(1).contiguous()
+    rising = values.sort(1).values
+    below, up_to = (torch.searchsorted(rising, values, right=right) for right in (False, True))
+    return ((below + up_to + 1).double() / 2).view(maps.shape)

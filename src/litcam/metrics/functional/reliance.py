@@ -175,12 +175,13 @@ def _gaussians(size: int, sigma: float, device: torch.device) -> Tensor:
 
 
 class Regarded(NamedTuple):
-    """Images of a stream: images [n, 3, H, W], regions [n, H, W], targets [n] and logits [n, C]."""
+    """Images of a stream: images [n, 3, H, W], regions [n, H, W], targets [n], logits [n, C]; places [n] name them."""
 
     images: Tensor
     regions: Tensor
     targets: Tensor
     logits: Tensor
+    places: Tensor
 
     def take(self, chosen: Tensor) -> "Regarded":
         """Some of them."""

@@ -1,0 +1,48 @@
+"""RunSummary: the table at the end of a fit, beside the scalars that were logged."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning_cases import History, UserModule, digits, loader, make_trainer, tiny_classifier
+
+from litcam.callbacks import LocalizationMonitor, RelianceMonitor, RunSummary
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def printed_rows(printed: str) -> dict[str, list[str]]:
+    """The cells of each row of the table, without those that are empty."""
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in printed.splitlines()]
+    return {row[0]: [cell for cell in row[1:] if cell] for row in rows if row}
+
+
+def test_the_table_has_the_reliance_of_every_protocol_in_the_first_and_the_last_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    history = History()
+    watched: list[Any] = [RelianceMonitor(), RelianceMonitor("masks"), RelianceMonitor(fill="blur")]
+    watched += [RelianceMonitor("masks", "mean"), LocalizationMonitor(), LocalizationMonitor("center")]
+    trainer = make_trainer(tmp_path, [*watched, history, RunSummary()], max_epochs=2)
+    trainer.fit(tiny_classifier(lr=0.05), digits())
+    rows = printed_rows(capsys.readouterr().out)
+    first, last = history.scalars
+    parts = ("object", "background")
+    for prefix, protocol in (("", ""), ("mask_", " (masks)"), ("blur_", " (blur)"), ("mask_mean_", " (masks, mean)")):
+        for part in parts:
+            expected = [f"{epoch[f'val/reliance/{prefix}accuracy_{part}']:.3f}" for epoch in (first, last)]
+            assert rows.pop(f"accuracy on the {part} alone{protocol}") == expected
+    assert rows["accuracy"] == [f"{epoch['val/accuracy']:.3f}" for epoch in (first, last)]
+    assert rows["agcam: IoU with the boxes"][2] == f"{last['val/center/iou']:.3f}", "the control's"
+    assert not [title for title in rows if "alone" in title]
+    cells = [cell for name, cell in last.items() if re.search("reliance/.*accuracy_(object|background)$", name)]
+    assert len({f"{cell:.3f}" for cell in cells}) > 1, "equal cells would hide a mix-up"
+
+
+def test_a_run_without_reliance_has_no_such_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_trainer(tmp_path, [LocalizationMonitor(), RunSummary()]).fit(UserModule(), loader(8), loader())
+    printed = capsys.readouterr().out
+    assert "agcam: IoU with the boxes" in printed
+    assert "alone" not in printed
