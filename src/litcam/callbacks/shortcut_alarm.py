@@ -40,9 +40,9 @@ class ShortcutAlarm(ExplanationMonitor):
     Three statistics of the watched images, each of its true class (:mod:`litcam.callbacks.shortcut_statistics`): the
     ``energy_lift`` of the maps, the ``relative_foreground_sensitivity`` under swapped backgrounds, and the
     ``positional_profile``, which needs no boxes and is watched where there are none. Limits come from a calibration on
-    sound runs (:func:`litcam.callbacks.calibration.calibrate`): of further sound runs of the same kind at most a share
-    of ``false_alarms`` crosses one in any validation. litcam's own calibration is of small models fine-tuned on
-    DigitScenes; for numbers that hold for your data give folders of sound runs of yours, watched with
+    sound runs (:func:`litcam.callbacks.calibration.calibrate`): of further sound runs of the same kind and length at
+    most a share of ``false_alarms`` crosses one in any validation. litcam's own calibration is of small models
+    fine-tuned on DigitScenes; for numbers that hold for your data give folders of sound runs of yours, watched with
     ``calibration: null``.
 
     Logs ``val/<explainer>/alarm/level`` (0 is typical of sound runs, from 1 on the alarm speaks), each statistic, the
@@ -50,8 +50,8 @@ class ShortcutAlarm(ExplanationMonitor):
     object alone does not suffice for the right prediction but the background alone does, or less of the map lies on the
     object than by chance. ``alarm/<explainer>/images.csv`` in the run folder lists them, each with the epoch since when
     it has been so in every validation; ``val/<explainer>/alarm`` is a figure of the levels. When the alarm speaks it
-    prints one sentence, the first time and at the end of the fit, also in TensorBoard's text tab. Against masks the
-    names begin with ``mask_``.
+    prints one sentence, the first time and, if it has changed, at the end of the fit; TensorBoard has it as text.
+    Against masks the names begin with ``mask_``.
 
     A cue within the object, or one that reliance cannot remove, is not seen: no alarm is no proof. The cost is that of
     the maps, which other callbacks share, and two forwards of the watched images for reliance.
@@ -67,7 +67,8 @@ class ShortcutAlarm(ExplanationMonitor):
         min_accuracy: validations with a lower accuracy on the watched images do not count: a model that knows nothing
             yet has no reasons.
         stop: end the training when the alarm speaks.
-        num_images: size of the watched subset, fixed and random; None takes every image.
+        num_images: size of the watched subset, fixed and random; None takes every image. The limits are for about as
+            many as in the sound runs, 300 in litcam's own: fewer scatter more, and the profile grows with their root.
         batch_size: images per forward of the reliance; bounds the memory.
         seed: of the subset.
 
