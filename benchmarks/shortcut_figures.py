@@ -19,7 +19,7 @@ COLOURS = {"sound": "tab:blue", "cheating": "tab:red"}
 SHOWN: Mapping[tuple[str, str], str] = {  # source and statistic, its title in the figure of the study
     ("model", "accuracy"): "accuracy (lower)",
     ("model", "loss"): "loss (higher)",
-    ("agcam", "alarm"): "alarm: agcam's energy lift and RFS",
+    ("agcam", "alarm"): "alarm: agcam's pointing game and RFS",
     ("swap", "relative_foreground_sensitivity"): "RFS: object against background, swapped",
     ("swap", "accuracy_object"): "accuracy on the object alone",
     ("swap", "accuracy_background"): "accuracy on the background alone",
@@ -91,16 +91,16 @@ def draw_runs(paths: Mapping[str, Path], statistics: pd.DataFrame, explainer: st
         grid[0, column].set_title(title, fontsize=9)
     wanted = {
         "accuracy": ("model", "accuracy"),
-        "energy lift of the maps": (explainer, "energy_lift"),
-        "accuracy, object alone": ("swap", "accuracy_object"),
-        "accuracy, background alone": ("swap", "accuracy_background"),
+        "pointing game": (explainer, "pointing_game"),
+        "on the object alone": ("swap", "accuracy_object"),
+        "on the background alone": ("swap", "accuracy_background"),
     }
     for axes, (title, column) in zip(below.subplots(1, len(wanted)), wanted.items(), strict=True):
         for kind, record in records.items():
             values = statistics.loc[record.run.name][column]
             axes.plot(values.index, values, color=COLOURS[kind], marker="o", ms=3, label=kind)
         axes.set_title(title, fontsize=9)
-        axes.set(xlabel="epoch", xticks=range(columns), ylim=(0, None if "lift" in title else 1.03))
+        axes.set(xlabel="epoch", xticks=range(columns), ylim=(0, 1.03))
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     below.axes[0].legend(frameon=False, fontsize=8, loc="lower right")

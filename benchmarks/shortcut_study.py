@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from litcam.callbacks.calibration import calibrate
 from litcam.callbacks.shortcut_statistics import (
-    ENERGY_LIFT,
     FOREGROUND_SENSITIVITY,
+    POINTING,
     PROFILE,
     Watched,
     shortcut_statistics,
@@ -54,9 +54,9 @@ CHEATING, SOUND_UP_TO = 0.10, 0.02
 RESAMPLES = 2000
 BY_EPOCH = 3
 OF_MAPS: Mapping[str, int] = {  # statistic: 1 if high values are suspicious, -1 if low ones are
-    ENERGY_LIFT: -1,
+    POINTING: -1,
+    "energy_lift": -1,
     "energy_inside": -1,
-    "pointing_game": -1,
     "a_tsi_above_one": 1,
     "m_tsi_above_one": 1,
     PROFILE: 1,
@@ -65,7 +65,7 @@ OF_MAPS: Mapping[str, int] = {  # statistic: 1 if high values are suspicious, -1
 }
 OF_RELIANCE: Mapping[str, int] = {"accuracy_object": -1, "accuracy_background": 1, FOREGROUND_SENSITIVITY: -1}
 OF_MODEL: Mapping[str, int] = {"accuracy": -1, "loss": 1}
-ALARM = "alarm"  # energy lift and relative foreground sensitivity together, as ShortcutAlarm watches them
+ALARM = "alarm"  # pointing game and relative foreground sensitivity together, as ShortcutAlarm watches them
 
 
 def statistics_of(record: Record) -> list[dict[Column, float]]:
@@ -91,13 +91,13 @@ def _statistics(epoch: Epoch, first: Epoch, labels: Tensor, regions: Tensor) -> 
         found |= {(name, statistic): value for statistic, value in _of_maps(maps, regions).items()}
         scaled, before = scale(maps), scale(torch.from_numpy(first.maps[name]))
         found[name, "spearman_first"] = float(similarity("spearman", scaled, before).nanmean())
-        watched = Watched(labels, correct, scaled, None, None)
+        watched = Watched(labels, correct, scaled, None, None, None)
         found[name, PROFILE] = shortcut_statistics(watched)[PROFILE]
     return found
 
 
 def _of_maps(maps: Tensor, regions: Tensor) -> dict[str, float]:
-    """Means over images, of what speaks for the class; energy_lift as ShortcutAlarm has it."""
+    """Means over images, of what speaks for the class, c⁺, as ShortcutAlarm has them."""
     positive = maps.clamp(min=0)
     full = upsample(positive, (regions.shape[1], regions.shape[2]))
     kept = ~is_degenerate(full) & has_both(regions)
@@ -105,7 +105,7 @@ def _of_maps(maps: Tensor, regions: Tensor) -> dict[str, float]:
     places, indices = localization(full, regions, prediction="mask"), focus(full, regions)
     return {
         **{name: float(places[name].mean()) for name in ("energy_inside", "pointing_game")},
-        ENERGY_LIFT: float(indices[ENERGY_LIFT].mean()),
+        "energy_lift": float(indices["energy_lift"].mean()),
         **{f"{name}_above_one": float((indices[name] > 1).double().mean()) for name in ("a_tsi", "m_tsi")},
         "gini": float(gini(scale(positive)).nanmean()),
     }
@@ -166,7 +166,7 @@ def levels_of(runs: pd.DataFrame, statistics: pd.DataFrame) -> pd.DataFrame:
         **{(fill, name): sign for fill in FILLS for name, sign in OF_RELIANCE.items()},
         **{(name, statistic): sign for name in MAPS for statistic, sign in OF_MAPS.items()},
     }
-    together = {(name, ALARM): {(name, ENERGY_LIFT): -1, ("swap", FOREGROUND_SENSITIVITY): -1} for name in MAPS}
+    together = {(name, ALARM): {(name, POINTING): -1, ("swap", FOREGROUND_SENSITIVITY): -1} for name in MAPS}
     watched: dict[Column, dict[Column, int]] = {column: {column: sign} for column, sign in single.items()} | together
     calibration = runs.index[(runs["arm"] == "calibration") & (runs["kind"] == "sound")]
     levels = {}
@@ -212,7 +212,7 @@ def write_calibration(runs: pd.DataFrame, statistics: pd.DataFrame, path: Path) 
         if not check_explainer(name).is_control:
             prefix = f"val/{name}/alarm/"
             columns[f"{prefix}accuracy"] = statistics["model", "accuracy"]
-            columns |= {prefix + statistic: statistics[name, statistic] for statistic in (ENERGY_LIFT, PROFILE)}
+            columns |= {prefix + statistic: statistics[name, statistic] for statistic in (POINTING, PROFILE)}
             columns[prefix + FOREGROUND_SENSITIVITY] = statistics["swap", FOREGROUND_SENSITIVITY]
     table = pd.DataFrame(columns).loc[names]
     table = table[table.index.get_level_values(1) > 0].rename_axis(["run", "epoch"])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from litcam.callbacks.calibration import Calibration, calibrate, read_sound_runs
-from litcam.callbacks.shortcut_statistics import ENERGY_LIFT, FOREGROUND_SENSITIVITY, PROFILE, SUSPICIOUS
+from litcam.callbacks.shortcut_statistics import FOREGROUND_SENSITIVITY, POINTING, PROFILE, SUSPICIOUS
 from litcam.errors import InputError
 
 PREFIX = "val/agcam/alarm/"
@@ -198,7 +198,7 @@ def test_the_calibration_that_ships_with_litcam_knows_the_explainers(explainer: 
     runs = read_sound_runs("shipped", f"val/{explainer}/alarm/", list(SUSPICIOUS))
     assert len(runs) >= 19
     assert all(set(one) == {"accuracy", *SUSPICIOUS} and 0 <= one["accuracy"] <= 1 for run in runs for one in run)
-    for names in ([ENERGY_LIFT, FOREGROUND_SENSITIVITY], [PROFILE]):
+    for names in ([POINTING, FOREGROUND_SENSITIVITY], [PROFILE]):
         found = calibrate(runs, {name: SUSPICIOUS[name] for name in names})
         assert 0 < found.false_alarms <= 0.05
     assert found.limits[PROFILE] > found.typical[PROFILE] > 0
@@ -264,7 +264,7 @@ def test_what_a_table_lacks_and_what_it_knows_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"has no val/random/alarm/accuracy, .* it knows agcam, evidence, .*rollout\. "
     ):
-        read_sound_runs("shipped", "val/random/alarm/", [ENERGY_LIFT])
+        read_sound_runs("shipped", "val/random/alarm/", [POINTING])
     frame = table(2, **{"val/rollout/alarm/mask_accuracy": 1.0})
     frame.to_csv(tmp_path / "history.csv", index=False)
     with pytest.raises(InputError, match=r"history\.csv has no val/agcam/alarm/z; it knows agcam, rollout \(masks\)\."):

@@ -18,12 +18,12 @@ from litcam.callbacks.reporting import log_figure, log_scalars, log_text, run_fo
 from litcam.callbacks.shared import Explained, gather
 from litcam.callbacks.shortcut_report import Key, Levels, Seen, describe, draw_levels, image_table
 from litcam.callbacks.shortcut_statistics import (
-    ENERGY_LIFT,
     FOREGROUND_SENSITIVITY,
+    POINTING,
     PROFILE,
     SUSPICIOUS,
     Watched,
-    energy_lifts,
+    pointing_and_lift,
     shortcut_statistics,
     wrong_reasons,
 )
@@ -38,7 +38,7 @@ class ShortcutAlarm(ExplanationMonitor):
     """Speaks when the maps and the reliance of a model are no longer those of sound runs.
 
     Three statistics of the watched images, each of its true class (:mod:`litcam.callbacks.shortcut_statistics`): the
-    ``energy_lift`` of the maps, the ``relative_foreground_sensitivity`` under swapped backgrounds, and the
+    ``pointing_game`` of the maps, the ``relative_foreground_sensitivity`` under swapped backgrounds, and the
     ``positional_profile``, which needs no boxes and is watched where there are none. Limits come from a calibration on
     sound runs (:func:`litcam.callbacks.calibration.calibrate`): of further sound runs of the same kind and length at
     most a share of ``false_alarms`` crosses one in any validation. litcam's own calibration is of small models
@@ -99,7 +99,7 @@ class ShortcutAlarm(ExplanationMonitor):
         self.regions: Regions | None = regions
         self.reliance = Reliance("swap", batch_size, resamples=0) if reliance and regions is not None else None
         self.prefix = "mask_" if regions == "masks" else ""
-        self.names = [PROFILE] if regions is None else [ENERGY_LIFT]
+        self.names = [PROFILE] if regions is None else [POINTING]
         self.names += [FOREGROUND_SENSITIVITY] if self.reliance is not None else []
         self.min_accuracy = min_accuracy
         self.stop = stop
@@ -141,7 +141,7 @@ class ShortcutAlarm(ExplanationMonitor):
 
     def consume(self, explained: Explained) -> None:
         maps = explained.explanation.heatmaps
-        lifts = torch.full((len(maps),), torch.nan)
+        hits = lifts = torch.full((len(maps),), torch.nan)
         if self.regions is not None:
             regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
             if regions is None:
@@ -149,11 +149,11 @@ class ShortcutAlarm(ExplanationMonitor):
                     f"ShortcutAlarm compares with {self.regions}, but the batches have no "
                     f"{ANNOTATIONS[self.regions]!r}; take a dataset that has them, or set its regions to null."
                 )
-            lifts = energy_lifts(maps, regions)
+            hits, lifts = pointing_and_lift(maps, regions)
         halves = scale(on_grid(maps, explained.trace.grid)).half().cpu()
         keys = zip(explained.indices.tolist(), explained.labels.tolist(), strict=True)
         each = [half.clone() for half in halves]  # a view would be sent between processes with all of the batch
-        columns = zip(explained.ids, explained.correct.tolist(), each, lifts.tolist(), strict=True)
+        columns = zip(explained.ids, explained.correct.tolist(), each, hits.tolist(), lifts.tolist(), strict=True)
         self._seen |= dict(zip(keys, columns, strict=True))
         if self._stream is not None:
             for places, measured in self._stream.measure(explained):
@@ -206,13 +206,14 @@ class ShortcutAlarm(ExplanationMonitor):
 
     def _watched(self, seen: Mapping[Key, Seen], outcomes: Mapping[int, list[float]]) -> Watched:
         """What the processes have seen together."""
-        _, correct, maps, lifts = zip(*seen.values(), strict=True)
+        _, correct, maps, hits, lifts = zip(*seen.values(), strict=True)
         unknown = [torch.nan] * len(RELIANCE_COLUMNS)
         rows = [outcomes.get(place, unknown) for place, _ in seen]
         return Watched(
             torch.tensor([label for _, label in seen]),
             torch.tensor(correct),
             torch.stack(maps).double(),
+            torch.tensor(hits, dtype=torch.float64) if self.regions is not None else None,
             torch.tensor(lifts, dtype=torch.float64) if self.regions is not None else None,
             torch.tensor(rows, dtype=torch.float64) if self.reliance is not None else None,
         )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from litcam.callbacks.calibration import Calibration
 from litcam.callbacks.shortcut_statistics import (
-    ENERGY_LIFT,
     FOREGROUND_SENSITIVITY,
+    POINTING,
     PROFILE,
     SUSPICIOUS,
     Watched,
@@ -20,11 +20,11 @@ from litcam.callbacks.shortcut_statistics import (
 from litcam.metrics.functional.reliance import RELIANCE_COLUMNS
 
 Key = tuple[int, int]  # an image's place in the dataset, and the class explained
-Seen = tuple[str, bool, Tensor, float]  # its name, whether it is predicted, its map [gh, gw] and energy lift
+Seen = tuple[str, bool, Tensor, float, float]  # name, whether it is predicted, map [gh, gw], pointing, energy lift
 Levels = dict[str, float]  # of the statistics in a validation, with its step
 
 _TITLES = {
-    ENERGY_LIFT: ("energy lift", "tab:blue"),
+    POINTING: ("pointing game", "tab:blue"),
     FOREGROUND_SENSITIVITY: ("relative foreground sensitivity", "tab:orange"),
     PROFILE: ("positional profile", "tab:green"),
 }
@@ -69,8 +69,8 @@ def describe(
 
 
 def _seen(name: str, explainer: str, watched: Watched) -> str:
-    if name == ENERGY_LIFT:
-        return f"the maps of {explainer} keep off the objects"
+    if name == POINTING:
+        return f"the maps of {explainer} point beside the objects"
     if name == PROFILE:
         return f"the maps of {explainer} favour a place that tells the class"
     assert watched.reliance is not None  # else it has no level
@@ -102,8 +102,8 @@ def image_table(
         "by_map": by_map.numpy(),
         "by_reliance": by_reliance.numpy(),
     }
-    if watched.energy_lift is not None:
-        columns["energy_lift"] = watched.energy_lift.numpy()
+    if watched.pointing is not None and watched.energy_lift is not None:
+        columns |= {"pointing_game": watched.pointing.numpy(), "energy_lift": watched.energy_lift.numpy()}
     if watched.reliance is not None:
         first = RELIANCE_COLUMNS.index("probability")
         columns |= dict(zip(RELIANCE_COLUMNS[first:], watched.reliance[:, first:].T.numpy(), strict=True))

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from litcam.heatmaps import is_degenerate, upsample
 from litcam.metrics.functional.focus import focus
+from litcam.metrics.functional.localization import localization
 from litcam.metrics.functional.profile import positional_profile
 from litcam.metrics.functional.reliance import RELIANCE_COLUMNS, has_both, relative_foreground_sensitivity
 
-ENERGY_LIFT, FOREGROUND_SENSITIVITY, PROFILE = "energy_lift", "relative_foreground_sensitivity", "positional_profile"
+POINTING, FOREGROUND_SENSITIVITY, PROFILE = "pointing_game", "relative_foreground_sensitivity", "positional_profile"
 SUSPICIOUS: Mapping[str, int] = {  # statistic: 1 if high values are suspicious, -1 if low ones are
-    ENERGY_LIFT: -1,
+    POINTING: -1,
     FOREGROUND_SENSITIVITY: -1,
     PROFILE: 1,
 }
@@ -28,8 +29,9 @@ class Watched:
         labels: class indices, [n].
         correct: bool [n], which of them are predicted.
         maps: [n, gh, gw], scaled to [0, 1], on the grid of the patches.
-        energy_lift: float64 [n], see :func:`litcam.metrics.functional.focus.focus`; NaN where it means nothing, None
-            without regions.
+        pointing: float64 [n], whether the map is highest on the object; NaN where that means nothing, None without
+            regions.
+        energy_lift: float64 [n], see :func:`litcam.metrics.functional.focus.focus`; the same.
         reliance: float64 [n, 6], see :func:`litcam.metrics.functional.reliance.reliance`; NaN for images that it leaves
             out, None where it was not measured.
     """
@@ -37,6 +39,7 @@ class Watched:
     labels: Tensor
     correct: Tensor
     maps: Tensor
+    pointing: Tensor | None
     energy_lift: Tensor | None
     reliance: Tensor | None
 
@@ -46,10 +49,10 @@ class Watched:
         return float(self.correct.double().mean())
 
 
-def energy_lifts(maps: Tensor, regions: Tensor) -> Tensor:
-    """The energy lift of what speaks for the class, c⁺, at the size of the image and scaled to [0, 1]: float64 [n].
+def pointing_and_lift(maps: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Pointing game and energy lift of what speaks for the class, c⁺, at the size of the image: float64 [n] each.
 
-    NaN where it means nothing: no map, no region, or nothing but the region.
+    NaN where they mean nothing: no map, no region, or nothing but the region.
 
     Args:
         maps: [n, gh, gw], unscaled; what is negative speaks against the class.
@@ -57,21 +60,23 @@ def energy_lifts(maps: Tensor, regions: Tensor) -> Tensor:
     """
     size: tuple[int, int] = (regions.shape[1], regions.shape[2])
     positive = upsample(maps.clamp(min=0), size)
-    lifts = focus(positive, regions)[ENERGY_LIFT]
-    return lifts.masked_fill(is_degenerate(positive) | ~has_both(regions), torch.nan)
+    nothing = is_degenerate(positive) | ~has_both(regions)
+    hits = localization(positive, regions, prediction="mask")[POINTING]
+    lifts = focus(positive, regions)["energy_lift"]
+    return hits.masked_fill(nothing, torch.nan), lifts.masked_fill(nothing, torch.nan)
 
 
 def shortcut_statistics(watched: Watched) -> dict[str, float]:
     """The statistics of a validation, by name: those that what was watched allows.
 
-    ``energy_lift``, the mean over images. ``relative_foreground_sensitivity``, from the accuracies on objects alone and
-    on backgrounds alone. ``positional_profile``, the largest z over the classes, which needs no regions
+    ``pointing_game``, the mean over images. ``relative_foreground_sensitivity``, from the accuracies on objects alone
+    and on backgrounds alone. ``positional_profile``, the largest z over the classes, which needs no regions
     (:func:`litcam.metrics.functional.profile.positional_profile`). NaN where no image counts.
     """
     z = positional_profile(watched.maps, watched.labels).z
     statistics = {PROFILE: float(z.max()) if len(z) else torch.nan}
-    if watched.energy_lift is not None:
-        statistics[ENERGY_LIFT] = float(watched.energy_lift.nanmean())
+    if watched.pointing is not None:
+        statistics[POINTING] = float(watched.pointing.nanmean())
     if watched.reliance is not None:
         accuracies = watched.reliance.nanmean(0)
         sensitivity = relative_foreground_sensitivity(accuracies[_OBJECT], accuracies[_BACKGROUND])
