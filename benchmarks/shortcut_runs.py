@@ -42,7 +42,7 @@ MAPS = ("agcam", "evidence", "legrad", "generic_attention", "rollout", "random",
 FILLS: tuple[RelianceFill, ...] = ("swap", "mean")
 SOUND = CHANCE  # the strength of a cue that says nothing
 CALIBRATION: tuple[tuple[CueKind, int], ...] = (("none", 8), ("patch", 4), ("stamp", 4), ("tint", 4))  # sound runs
-ARMS: tuple[tuple[CueKind, float], ...] = (  # of the test, those that matter most first
+ARMS: tuple[tuple[CueKind, float], ...] = (  # of the test; half as many runs of the last four
     ("patch", SOUND),
     ("patch", 1.0),
     ("stamp", SOUND),
@@ -249,14 +249,13 @@ def _images(module: ViTClassifier, scenes: Mapping[str, Any]) -> list[Tensor]:
 
 
 def plan(seeds: int) -> list[Run]:
-    """All runs of the study, no two of the same seed: those of the calibration, then one of each arm in turn."""
+    """All runs of the study, no two of the same seed: the calibration's, then of each arm in turn; half of the last."""
     kinds = [cue for cue, count in CALIBRATION for _ in range(count)]
     calibration = [Run("calibration", cue, SOUND, 10_000 + number) for number, cue in enumerate(kinds)]
-    first, later = ARMS[:6], ARMS[6:]
     test = [
         Run("test", cue, strength, 100 * ARMS.index((cue, strength)) + number)
-        for arms in (first, later)
-        for number in range(seeds)
+        for arms, count in ((ARMS[:6], seeds), (ARMS[6:], seeds // 2))
+        for number in range(count)
         for cue, strength in arms
     ]
     return [*calibration, *test]

@@ -13,6 +13,9 @@ false alarms over all epochs of a run, frozen before the others are looked at (l
 
 Writes benchmarks/shortcut_study.csv, benchmarks/shortcut_runs.csv, docs/shortcut_study.png and docs/shortcut_runs.png;
 with --write_calibration also the calibration that ships with litcam.
+
+The map statistic of the alarm, the pointing game, was chosen after a look at the runs whose cues always agree; those
+whose cues agree in 90 % had not been looked at.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shortcut_figures import draw_runs, draw_study
 from shortcut_runs import FILLS, MAPS, SOUND, Epoch, Record, Run, make_missing, plan
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,6 +57,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHEATING, SOUND_UP_TO = 0.10, 0.02
 RESAMPLES = 2000
 BY_EPOCH = 3
+EXAMPLES = {"sound": "test_patch_0.1_02", "cheating": "test_patch_1.0_104"}  # runs of the figure
 OF_MAPS: Mapping[str, int] = {  # statistic: 1 if high values are suspicious, -1 if low ones are
     POINTING: -1,
     "energy_lift": -1,
@@ -258,6 +263,9 @@ def main() -> None:
     results = analyse(runs, levels_of(runs, statistics))
     runs.rename_axis("run").round(4).to_csv(ROOT / "benchmarks" / "shortcut_runs.csv")
     results.round(3).to_csv(ROOT / "benchmarks" / "shortcut_study.csv", index=False)
+    examples = {kind: options.folder / f"{name}.npz" for kind, name in EXAMPLES.items()}
+    draw_runs(examples, statistics, "agcam").savefig(ROOT / "docs" / "shortcut_runs.png", dpi=90)
+    draw_study(results, BY_EPOCH).savefig(ROOT / "docs" / "shortcut_study.png", dpi=90)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(runs.groupby(["arm", "cue", "strength", "kind"], sort=False).size().to_string())
     console.print(show(results, BY_EPOCH))
