@@ -127,7 +127,7 @@ def draw_levels(history: Sequence[Levels], explainer: str) -> Figure:
     axes.set(ylim=(lowest - 0.2, 1.05 * highest), xlabel="training step", ylabel="level")
     axes.annotate("alarm", (1, 1), (-4, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
     if axes.get_legend_handles_labels()[0]:  # none while the model knows nothing
-        axes.legend(frameon=False, loc="upper left")
+        figure.legend(frameon=False, loc="outside lower center", ncols=3)
     axes.set_title(f"shortcut alarm, maps of {explainer}: sound runs at 0, alarm from 1")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
