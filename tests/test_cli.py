@@ -107,10 +107,9 @@ def test_evaluate_tells_two_classes_apart_in_other_scenes_than_the_trainings(run
     assert "class pointing" in finished.stdout
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_ends_in_the_same_weights(
-    run: tuple[Path, str], tmp_path: Path
-) -> None:
-    arguments = [*SMALL_RUN, f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.max_epochs=3"]
+def interrupt(folder: Path) -> tuple[Path, str]:
+    """Send Ctrl-C to a run as soon as it has a last checkpoint; give this and what the run printed."""
+    arguments = [*SMALL_RUN, f"--trainer.logger.init_args.save_dir={folder}", "--trainer.max_epochs=3"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
         env=ENVIRONMENT,
@@ -118,20 +117,28 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_ends_in_the_same_weights(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    last = tmp_path / "digits" / "version_0" / "checkpoints" / "last.ckpt"
+    last = folder / "digits" / "version_0" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
     while not last.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=120)[0]
+    return last, process.communicate(timeout=120)[0]
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_ends_in_the_same_weights(
+    run: tuple[Path, str], tmp_path: Path
+) -> None:
+    # Python drops a signal that comes while it runs a destructor, now and then: then the run goes on to its end.
+    attempts = (interrupt(tmp_path / str(number)) for number in range(3))
+    last, printed = next(((last, printed) for last, printed in attempts if "Interrupted" in printed), (tmp_path, ""))
     assert "Traceback" not in printed
     assert f"--ckpt_path {last}" in printed
     assert torch.load(last, weights_only=True)["epoch"] < 2  # the file is whole, and the run was not over
     resumed = train(tmp_path, "--trainer.max_epochs=3", f"--ckpt_path={last}")
     assert resumed.returncode == 0, resumed.stderr
-    final = weights(tmp_path / "digits" / "version_1" / "checkpoints" / "last.ckpt")
+    final = weights(tmp_path / "digits" / "version_0" / "checkpoints" / "last.ckpt")
     uninterrupted = weights(run[0] / "checkpoints" / "last.ckpt")
     assert final.keys() == uninterrupted.keys()
     assert all(torch.equal(value, uninterrupted[name]) for name, value in final.items())
