@@ -31,7 +31,6 @@ from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.shared import Explained
 from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule
-from litcam.data.batch import true_regions
 from litcam.data.cues import CHANCE, CueKind
 from litcam.heatmaps import on_grid
 from litcam.metrics import Reliance
@@ -179,8 +178,7 @@ class _Keeper(ExplanationMonitor):
     def consume(self, explained: Explained) -> None:
         maps = on_grid(explained.explanation.heatmaps, explained.trace.grid).cpu()
         self.maps.append(maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny))
-        regions = true_regions(explained.batch, explained.rows, explained.labels, "boxes")
-        assert regions is not None
+        regions = explained.regions("boxes", "The study compares with")
         self.seen.append((explained.trace.images, explained.labels, regions, explained.explanation.logits))
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:

@@ -47,9 +47,10 @@ from litcam.callbacks.shortcut_statistics import (
 )
 from litcam.explainers import check_explainer
 from litcam.heatmaps import is_degenerate, scale, upsample
+from litcam.metrics.functional.checks import has_both
 from litcam.metrics.functional.focus import focus
 from litcam.metrics.functional.localization import localization
-from litcam.metrics.functional.reliance import RELIANCE_COLUMNS, has_both, relative_foreground_sensitivity
+from litcam.metrics.functional.reliance import RELIANCE_COLUMNS, relative_foreground_sensitivity
 from litcam.metrics.functional.similarity import gini, similarity
 
 Column = tuple[str, str]  # source and name of a statistic

@@ -8,7 +8,7 @@ import torch
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reporting import log_scores, metric_device
 from litcam.callbacks.shared import Explained, Target
-from litcam.data.batch import missing_annotation, true_regions
+from litcam.data.batch import ANNOTATIONS, Regions
 from litcam.errors import check_choice
 from litcam.explainers import check_explainer
 from litcam.metrics import Localization
@@ -40,7 +40,7 @@ class LocalizationMonitor(ExplanationMonitor):
         self,
         explainer: str = "agcam",
         explainer_options: dict[str, Any] | None = None,
-        regions: Literal["boxes", "masks"] = "boxes",
+        regions: Regions = "boxes",
         threshold: float | Literal["otsu"] = 0.5,
         target: Target = "true",
         wrong_predictions: Literal["keep", "skip"] = "keep",
@@ -49,9 +49,9 @@ class LocalizationMonitor(ExplanationMonitor):
         paper: bool = False,
     ) -> None:
         super().__init__(explainer, explainer_options, target, num_images, seed)
-        check_choice("regions", regions, ("boxes", "masks"))
+        check_choice("regions", regions, ANNOTATIONS)
         check_choice("wrong_predictions", wrong_predictions, ("keep", "skip"))
-        self.regions: Literal["boxes", "masks"] = regions
+        self.regions: Regions = regions
         self.wrong_predictions = wrong_predictions
         self.metric = Localization(threshold, "boxes" if regions == "boxes" else "mask", paper)
         self.prefix = "" if regions == "boxes" else "mask_"
@@ -71,9 +71,7 @@ class LocalizationMonitor(ExplanationMonitor):
         self.num_wrong += (~explained.correct).sum()
         if self.wrong_predictions == "skip":
             explained = explained.choose(explained.correct)
-        regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
-        if regions is None:
-            raise missing_annotation("LocalizationMonitor compares with", self.regions, "callback")
+        regions = explained.regions(self.regions, "LocalizationMonitor compares with")
         self.metric.update(explained.heatmaps.to(self.metric.device), regions.to(self.metric.device))
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reliance_stream import RelianceStream
-from litcam.callbacks.reporting import log_figure, log_scores, metric_device
+from litcam.callbacks.reporting import log_figure, log_scores, metric_device, with_validation
 from litcam.callbacks.shared import Explained
+from litcam.data.batch import ANNOTATIONS, Regions
 from litcam.errors import check_choice
 from litcam.metrics import Reliance
 from litcam.metrics.functional import Precision
@@ -56,7 +57,7 @@ class RelianceMonitor(ExplanationMonitor):
 
     def __init__(
         self,
-        regions: Literal["boxes", "masks"] = "boxes",
+        regions: Regions = "boxes",
         fill: RelianceFill = "swap",
         num_images: int | None = 256,
         batch_size: int = 128,
@@ -64,8 +65,8 @@ class RelianceMonitor(ExplanationMonitor):
         precision: Precision = "fp32",
     ) -> None:
         super().__init__("uniform", num_images=num_images, seed=seed)  # the cheapest: only its forward counts
-        check_choice("regions", regions, ("boxes", "masks"))
-        self.regions: Literal["boxes", "masks"] = regions
+        check_choice("regions", regions, ANNOTATIONS)
+        self.regions: Regions = regions
         self.metric = Reliance(fill, batch_size, precision)
         self.prefix = ("" if regions == "boxes" else "mask_") + ("" if fill == "swap" else f"{fill}_")
         self.history: list[Epoch] = []
@@ -100,11 +101,7 @@ class RelianceMonitor(ExplanationMonitor):
         now = {name: float(score) for name, score in scores.items()}
         history = [now]
         if trainer.state.fn == TrainerFn.FITTING:
-            step = float(trainer.global_step)
-            history = self.history = [
-                *(epoch for epoch in self.history if epoch["step"] < step),
-                {"step": step, **now},
-            ]
+            history = self.history = with_validation(self.history, trainer.global_step, now)
         log_figure(trainer, f"{stage}/{self.tag}figure", draw_reliance(history, self.regions, self.metric.fill))
 
 

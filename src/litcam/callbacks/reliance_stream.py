@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from litcam.callbacks.shared import Explained
-from litcam.data.batch import Regions, missing_annotation, true_regions
+from litcam.data.batch import Regions
 from litcam.errors import InputError
 from litcam.metrics import Reliance
 from litcam.metrics.functional.forwards import Net
@@ -41,9 +41,7 @@ class RelianceStream:
             raise InputError(
                 f"{self.who} follows the one class of an image, but the images have several labels; leave it out."
             )
-        regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
-        if regions is None:
-            raise missing_annotation(f"{self.who} removes", self.regions, "callback")
+        regions = explained.regions(self.regions, f"{self.who} removes")
         net, places = explained.trace.module, explained.indices.to(regions.device)
         images = Regarded(explained.trace.images, regions, explained.labels, explained.explanation.logits, places)
         if self.metric.fill != "swap":

@@ -98,6 +98,13 @@ def log_image(trainer: L.Trainer, tag: str, image: NDArray[np.uint8]) -> None:
             logger.experiment.log_image(logger.run_id, image, key=name, step=trainer.global_step)
 
 
+def with_validation(
+    history: Sequence[dict[str, float]], step: int, numbers: dict[str, float]
+) -> list[dict[str, float]]:
+    """A history by training steps with another validation; what a resumed fit does again takes the place of the old."""
+    return [*(past for past in history if past["step"] < step), {"step": float(step), **numbers}]
+
+
 def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
     """Give a text to TensorBoard and MLflow, where they are among the loggers."""
     for logger in trainer.loggers if trainer.is_global_zero else []:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, record
-from litcam.data.batch import Batch, labelled_pairs, read_batch
+from litcam.data.batch import Batch, Regions, labelled_pairs, missing_annotation, read_batch, true_regions
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.metrics.functional.perturbation import is_predicted
@@ -81,6 +81,28 @@ class Explained:
             return [str(place) for place in self.indices.tolist()]
         ids = ids.tolist() if isinstance(ids, Tensor) else ids
         return [str(ids[row]) for row in self.rows.tolist()]
+
+    def regions(self, kind: Regions, who: str, otherwise: str = "leave this callback out") -> Tensor:
+        """Where their objects are, bool [n, H, W]; found once for all that ask.
+
+        Args:
+            kind: ``"boxes"`` or ``"masks"``.
+            who: asks, with a verb, for the error.
+            otherwise: what else can be done where there are none.
+
+        Raises:
+            InputError: if the batch has no such annotation.
+        """
+        if kind not in self._regions:
+            found = true_regions(self.batch, self.rows, self.labels, kind)
+            if found is None:
+                raise missing_annotation(who, kind, otherwise)
+            self._regions[kind] = found
+        return self._regions[kind]
+
+    @cached_property
+    def _regions(self) -> dict[Regions, Tensor]:
+        return {}
 
     def choose(self, chosen: Tensor) -> "Explained":
         """Some of these images: ``chosen`` is bool [n]."""

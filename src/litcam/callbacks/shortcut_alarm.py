@@ -9,12 +9,13 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from litcam.callbacks.calibration import SHIPPED, Calibration, calibrate, read_sound_runs
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reliance_stream import RelianceStream
-from litcam.callbacks.reporting import log_figure, log_scalars, log_text, run_folder
+from litcam.callbacks.reporting import log_figure, log_scalars, log_text, run_folder, with_validation
 from litcam.callbacks.shared import Explained, gather
 from litcam.callbacks.shortcut_report import Key, Levels, Seen, describe, draw_levels, image_table
 from litcam.callbacks.shortcut_statistics import (
@@ -27,7 +28,7 @@ from litcam.callbacks.shortcut_statistics import (
     shortcut_statistics,
     wrong_reasons,
 )
-from litcam.data.batch import ANNOTATIONS, Regions, true_regions
+from litcam.data.batch import ANNOTATIONS, Regions
 from litcam.errors import InputError, check_choice
 from litcam.heatmaps import on_grid, scale
 from litcam.metrics import Reliance
@@ -81,7 +82,7 @@ class ShortcutAlarm(ExplanationMonitor):
         self,
         explainer: str = "agcam",
         explainer_options: dict[str, Any] | None = None,
-        regions: Literal["boxes", "masks"] | None = "boxes",
+        regions: Regions | None = "boxes",
         reliance: bool = True,
         calibration: str | list[str] | None = SHIPPED,
         false_alarms: float = 0.05,
@@ -93,7 +94,7 @@ class ShortcutAlarm(ExplanationMonitor):
     ) -> None:
         super().__init__(explainer, explainer_options, "true", num_images, seed)
         if regions is not None:
-            check_choice("regions", regions, ("boxes", "masks"))
+            check_choice("regions", regions, ANNOTATIONS)
         if not 0 <= min_accuracy <= 1:
             raise InputError(f"min_accuracy is {min_accuracy}; it has to lie in [0, 1].")
         self.regions: Regions | None = regions
@@ -143,16 +144,13 @@ class ShortcutAlarm(ExplanationMonitor):
         maps = explained.explanation.heatmaps
         hits = lifts = torch.full((len(maps),), torch.nan)
         if self.regions is not None:
-            regions = true_regions(explained.batch, explained.rows, explained.labels, self.regions)
-            if regions is None:
-                raise InputError(
-                    f"ShortcutAlarm compares with {self.regions}, but the batches have no "
-                    f"{ANNOTATIONS[self.regions]!r}; take a dataset that has them, or set its regions to null."
-                )
+            regions = explained.regions(self.regions, "ShortcutAlarm compares with", "set its regions to null")
             hits, lifts = pointing_and_lift(maps, regions)
-        halves = scale(on_grid(maps, explained.trace.grid)).half().cpu()
+        each: list[Tensor | None] = [None] * len(maps)  # only the profile takes the maps themselves
+        if self.regions is None:
+            halves = scale(on_grid(maps, explained.trace.grid)).half().cpu()
+            each = [half.clone() for half in halves]  # a view would be sent between processes with all of the batch
         keys = zip(explained.indices.tolist(), explained.labels.tolist(), strict=True)
-        each = [half.clone() for half in halves]  # a view would be sent between processes with all of the batch
         columns = zip(explained.ids, explained.correct.tolist(), each, hits.tolist(), lifts.tolist(), strict=True)
         self._seen |= dict(zip(keys, columns, strict=True))
         if self._stream is not None:
@@ -183,7 +181,7 @@ class ShortcutAlarm(ExplanationMonitor):
         log_scalars(pl_module, f"{stage}/{self.tag}", on_device)
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        epoch, step = trainer.current_epoch + 1, float(trainer.global_step)
+        epoch = trainer.current_epoch + 1
         self.since = {
             key: min(epoch, self.since.get(key, epoch)) for key, one in zip(seen, wrong.tolist(), strict=True) if one
         }
@@ -191,7 +189,7 @@ class ShortcutAlarm(ExplanationMonitor):
         path = self._write(trainer, table)
         if self.calibration is None:
             return
-        self.history = [*(past for past in self.history if past["step"] < step), {"step": step, **levels}]
+        self.history = with_validation(self.history, trainer.global_step, levels)
         log_figure(trainer, f"{stage}/{self.explainer}/{self.prefix}alarm", draw_levels(self.history, self.explainer))
         if level >= 1:
             self.spoken = describe(
@@ -206,13 +204,14 @@ class ShortcutAlarm(ExplanationMonitor):
 
     def _watched(self, seen: Mapping[Key, Seen], outcomes: Mapping[int, list[float]]) -> Watched:
         """What the processes have seen together."""
-        _, correct, maps, hits, lifts = zip(*seen.values(), strict=True)
+        _, correct, _, hits, lifts = zip(*seen.values(), strict=True)
+        maps = [one for _, _, one, _, _ in seen.values() if one is not None]
         unknown = [torch.nan] * len(RELIANCE_COLUMNS)
         rows = [outcomes.get(place, unknown) for place, _ in seen]
         return Watched(
             torch.tensor([label for _, label in seen]),
             torch.tensor(correct),
-            torch.stack(maps).double(),
+            torch.stack(maps).double() if maps else None,
             torch.tensor(hits, dtype=torch.float64) if self.regions is not None else None,
             torch.tensor(lifts, dtype=torch.float64) if self.regions is not None else None,
             torch.tensor(rows, dtype=torch.float64) if self.reliance is not None else None,

@@ -20,7 +20,8 @@ from litcam.callbacks.shortcut_statistics import (
 from litcam.metrics.functional.reliance import RELIANCE_COLUMNS
 
 Key = tuple[int, int]  # an image's place in the dataset, and the class explained
-Seen = tuple[str, bool, Tensor, float, float]  # name, whether it is predicted, map [gh, gw], pointing, energy lift
+# Its name, whether it is predicted, the map [gh, gw] if it is wanted, pointing game and energy lift.
+Seen = tuple[str, bool, Tensor | None, float, float]
 Levels = dict[str, float]  # of the statistics in a validation, with its step
 
 _TITLES = {
@@ -122,9 +123,8 @@ def draw_levels(history: Sequence[Levels], explainer: str) -> Figure:
         values = [levels.get(name, np.nan) for levels in history]
         if any(name in levels for levels in history):
             axes.plot(steps, values, color=color, marker="o", ms=4, label=title)
-    highest = max([2.0, *(value for levels in history for name, value in levels.items() if name != "step")])
-    lowest = min([-1.0, *(value for levels in history for name, value in levels.items() if name != "step")])
-    axes.set(ylim=(lowest - 0.2, 1.05 * highest), xlabel="training step", ylabel="level")
+    reached = [value for levels in history for name, value in levels.items() if name != "step"]
+    axes.set(ylim=(min([-1.0, *reached]) - 0.2, 1.05 * max([2.0, *reached])), xlabel="training step", ylabel="level")
     axes.annotate("alarm", (1, 1), (-4, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
     if axes.get_legend_handles_labels()[0]:  # none while the model knows nothing
         figure.legend(frameon=False, loc="outside lower center", ncols=3)

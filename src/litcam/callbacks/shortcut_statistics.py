@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from litcam.heatmaps import is_degenerate, upsample
+from litcam.metrics.functional.checks import has_both
 from litcam.metrics.functional.focus import focus
 from litcam.metrics.functional.localization import localization
 from litcam.metrics.functional.profile import positional_profile
-from litcam.metrics.functional.reliance import RELIANCE_COLUMNS, has_both, relative_foreground_sensitivity
+from litcam.metrics.functional.reliance import RELIANCE_COLUMNS, relative_foreground_sensitivity
 
 POINTING, FOREGROUND_SENSITIVITY, PROFILE = "pointing_game", "relative_foreground_sensitivity", "positional_profile"
 SUSPICIOUS: Mapping[str, int] = {  # statistic: 1 if high values are suspicious, -1 if low ones are
@@ -28,7 +29,7 @@ class Watched:
     Attributes:
         labels: class indices, [n].
         correct: bool [n], which of them are predicted.
-        maps: [n, gh, gw], scaled to [0, 1], on the grid of the patches.
+        maps: [n, gh, gw], scaled to [0, 1], on the grid of the patches; None where the profile is not wanted.
         pointing: float64 [n], whether the map is highest on the object; NaN where that means nothing, None without
             regions.
         energy_lift: float64 [n], see :func:`litcam.metrics.functional.focus.focus`; the same.
@@ -38,7 +39,7 @@ class Watched:
 
     labels: Tensor
     correct: Tensor
-    maps: Tensor
+    maps: Tensor | None
     pointing: Tensor | None
     energy_lift: Tensor | None
     reliance: Tensor | None
@@ -73,8 +74,10 @@ def shortcut_statistics(watched: Watched) -> dict[str, float]:
     and on backgrounds alone. ``positional_profile``, the largest z over the classes, which needs no regions
     (:func:`litcam.metrics.functional.profile.positional_profile`). NaN where no image counts.
     """
-    z = positional_profile(watched.maps, watched.labels).z
-    statistics = {PROFILE: float(z.max()) if len(z) else torch.nan}
+    statistics = {}
+    if watched.maps is not None:
+        z = positional_profile(watched.maps, watched.labels).z
+        statistics[PROFILE] = float(z.max()) if len(z) else torch.nan
     if watched.pointing is not None:
         statistics[POINTING] = float(watched.pointing.nanmean())
     if watched.reliance is not None:

@@ -218,11 +218,10 @@ def true_regions(batch: Batch, images: Tensor, classes: Tensor, kind: Regions) -
     return regions_of(batch, images, classes, kind)
 
 
-def missing_annotation(who: str, kind: Regions, part: str) -> InputError:
-    """The error of a callback or metric, by its ``part``, whose regions the batches lack; ``who`` has its verb."""
+def missing_annotation(who: str, kind: Regions, otherwise: str) -> InputError:
+    """The error of a callback or metric whose regions the batches lack; ``who`` has its verb."""
     return InputError(
-        f"{who} {kind}, but the batches have no {ANNOTATIONS[kind]!r}; take a dataset that has them, or leave this "
-        f"{part} out."
+        f"{who} {kind}, but the batches have no {ANNOTATIONS[kind]!r}; take a dataset that has them, or {otherwise}."
     )
 
 

@@ -200,7 +200,7 @@ class _Pass:
         """Raise InputError if a metric that was asked for has nothing to compare with."""
         for scorer in self.scorers:
             if self.required and scorer.regions is not None and scorer.needs not in batch:
-                raise missing_annotation(f"{scorer.name} compares with", scorer.regions, "metric")
+                raise missing_annotation(f"{scorer.name} compares with", scorer.regions, "leave this metric out")
 
 
 def _score(scorer: Scorer, inputs: MetricInputs, wanted: Tensor, wrong: Tensor, prefix: str) -> dict[str, NDArray[Any]]:

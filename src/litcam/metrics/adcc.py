@@ -44,6 +44,8 @@ class ADCC(ImageMetric):
 
     num_masked_degenerate: Tensor
 
+    column_names = ADCC_SCORES
+
     def __init__(
         self,
         batch_size: int = 128,
@@ -110,5 +112,5 @@ class ADCC(ImageMetric):
 
     def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
         """Means by name."""
-        means = dict(zip(ADCC_SCORES, (sums / num_images[..., None]).unbind(-1), strict=True))
+        means = super().scores(sums, num_images)
         return {**means, "adcc_of_means": adcc(means["drop"], means["coherency"], means["complexity"])}

@@ -27,6 +27,8 @@ class ClassDiscrimination(RegionMetric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
+    column_names = CLASS_SCORES
+
     def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
         super().__init__(len(CLASS_SCORES), resamples, **kwargs)
 
@@ -54,7 +56,3 @@ class ClassDiscrimination(RegionMetric):
         degenerate = says_nothing | (scores["class_energy"].isnan() & ~without_region)
         rows = torch.stack([scores[name] for name in CLASS_SCORES], 1)
         return leave_out(rows, content_keys(heatmaps, regions), degenerate, without_region)
-
-    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
-        """Means by name."""
-        return dict(zip(CLASS_SCORES, (sums / num_images[..., None]).unbind(-1), strict=True))

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from litcam.heatmaps import is_degenerate
 from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.functional.checks import has_both
 from litcam.metrics.functional.focus import focus
 from litcam.metrics.image_metric import Measured, RegionMetric, leave_out
-
-FOCUS_NAMES = ("energy_lift", "a_tsi_above_one", "m_tsi_above_one")
 
 
 class Focus(RegionMetric):
@@ -27,8 +26,10 @@ class Focus(RegionMetric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
+    column_names = ("energy_lift", "a_tsi_above_one", "m_tsi_above_one")
+
     def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
-        super().__init__(len(FOCUS_NAMES), resamples, **kwargs)
+        super().__init__(len(self.column_names), resamples, **kwargs)
 
     @property
     def description(self) -> str:
@@ -48,14 +49,5 @@ class Focus(RegionMetric):
         scores = focus(heatmaps, regions)
         above = [(scores[name] > 1).double() for name in ("a_tsi", "m_tsi")]
         rows = torch.stack([scores["energy_lift"], *above], 1)
-        flat = regions.flatten(1)
-        return leave_out(
-            rows,
-            content_keys(heatmaps, regions),
-            is_degenerate(heatmaps),
-            without_region=~flat.any(1) | flat.all(1),
-        )
-
-    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
-        """Means by name."""
-        return dict(zip(FOCUS_NAMES, (sums / num_images[..., None]).unbind(-1), strict=True))
+        keys, degenerate = content_keys(heatmaps, regions), is_degenerate(heatmaps)
+        return leave_out(rows, keys, degenerate, without_region=~has_both(regions))

@@ -58,6 +58,7 @@ class ImageMetric(Metric, ABC):
     is_differentiable = False
     full_state_update = False
     counted: ClassVar[tuple[str, ...]] = ("num_images", "num_degenerate")
+    column_names: ClassVar[tuple[str, ...]] = ()  # of metrics whose columns have scores for their means
 
     sums: Tensor
     num_images: Tensor
@@ -82,9 +83,12 @@ class ImageMetric(Metric, ABC):
     def measure(self, *args: Any, **kwargs: Any) -> Measured:
         """The rows of a batch of images."""
 
-    @abstractmethod
     def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
-        """Scores by name of sums [..., S] over so many images [...]; the row of one image gives the scores of it."""
+        """Scores by name of sums [..., S] over so many images [...]; the row of one image gives the scores of it.
+
+        Here the means of the columns.
+        """
+        return dict(zip(self.column_names, (sums / num_images[..., None]).unbind(-1), strict=True))
 
     def nothing(self, device: torch.device) -> Measured:
         """The measure of no image."""

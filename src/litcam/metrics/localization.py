@@ -33,6 +33,8 @@ class Localization(RegionMetric):
         InputError: for a threshold outside [0, 1) or of another name, or an unknown prediction.
     """
 
+    column_names = LOCALIZATION_SCORES
+
     def __init__(
         self,
         threshold: float | Literal["otsu"] = 0.5,
@@ -73,7 +75,3 @@ class Localization(RegionMetric):
         rows = torch.stack([scores[name] for name in LOCALIZATION_SCORES], 1)
         empty = ~regions.flatten(1).any(1)
         return leave_out(rows, content_keys(heatmaps, regions), is_degenerate(heatmaps), without_region=empty)
-
-    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
-        """Means by name."""
-        return dict(zip(LOCALIZATION_SCORES, (sums / num_images[..., None]).unbind(-1), strict=True))

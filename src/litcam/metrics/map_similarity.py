@@ -29,8 +29,10 @@ class MapSimilarity(ImageMetric):
         kwargs: of :class:`torchmetrics.Metric`.
     """
 
+    column_names = ("spearman", "ssim")
+
     def __init__(self, resamples: int = 1000, **kwargs: Any) -> None:
-        super().__init__(2, resamples, **kwargs)
+        super().__init__(len(self.column_names), resamples, **kwargs)
 
     @property
     def description(self) -> str:
@@ -61,8 +63,3 @@ class MapSimilarity(ImageMetric):
             )
             rows = torch.stack([spearman(one, other), torch.as_tensor(ssim).double().view(-1)], 1)
         return Measured(rows, kept, content_keys(first, second), {"num_degenerate": (~kept).sum()})
-
-    def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
-        """Means by name."""
-        rank_correlation, ssim = (sums / num_images[..., None]).unbind(-1)
-        return {"spearman": rank_correlation, "ssim": ssim}

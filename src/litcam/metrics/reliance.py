@@ -7,13 +7,13 @@ from torch import Tensor
 
 from litcam.errors import check_at_least, check_choice
 from litcam.metrics.functional.bootstrap import content_keys
+from litcam.metrics.functional.checks import has_both
 from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision
 from litcam.metrics.functional.reliance import (
     FILLS,
     RELIANCE_COLUMNS,
     RelianceFill,
     check_images,
-    has_both,
     next_of_another_class,
     relative_foreground_sensitivity,
     reliance,
@@ -66,6 +66,8 @@ class Reliance(ImageMetric):
 
     num_without_region: Tensor
     num_without_partner: Tensor
+
+    column_names = RELIANCE_COLUMNS
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class Reliance(ImageMetric):
 
     def scores(self, sums: Tensor, num_images: Tensor) -> dict[str, Tensor]:
         """Means, what is lost without object or background, and the relative foreground sensitivity, by name."""
-        means = dict(zip(RELIANCE_COLUMNS, (sums / num_images[..., None]).unbind(-1), strict=True))
+        means = super().scores(sums, num_images)
         whole, of_object, of_background = (means[name] for name in RELIANCE_COLUMNS[:3])
         return {
             **means,

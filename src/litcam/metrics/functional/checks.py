@@ -45,3 +45,9 @@ def check_scaled(heatmaps: Tensor) -> None:
 def count_pixels(mask: Tensor) -> Tensor:
     """Pixels of each mask [..., H, W]: float64 [...]."""
     return mask.sum((-2, -1), dtype=torch.float64)
+
+
+def has_both(regions: Tensor) -> Tensor:
+    """Whether there is an object and a background: bool [B], of regions [B, H, W]."""
+    pixels = regions.flatten(1)
+    return pixels.any(1) & ~pixels.all(1)

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from litcam.metrics.functional.checks import check_maps, check_regions, check_scaled, count_pixels
 
-FOCUS_SCORES = ("energy_lift", "a_tsi", "m_tsi")
-
 
 def focus(heatmaps: Tensor, regions: Tensor) -> dict[str, Tensor]:
     """Map on the object against map outside of it, whatever the size of the object.

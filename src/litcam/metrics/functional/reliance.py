@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from litcam.errors import InputError, check_choice
-from litcam.metrics.functional.checks import check_maps
+from litcam.metrics.functional.checks import check_maps, has_both
 from litcam.metrics.functional.forwards import Net, Precision, check_batch, class_probability, forward, inference
 from litcam.metrics.functional.perturbation import is_predicted
 
@@ -139,12 +139,6 @@ def relative_foreground_sensitivity(accuracy_object: Tensor, accuracy_background
     """
     mean = (accuracy_object + accuracy_background) / 2
     return (accuracy_object - accuracy_background) / (2 * torch.minimum(mean, 1 - mean))
-
-
-def has_both(regions: Tensor) -> Tensor:
-    """Whether there is an object and a background: bool [B], of regions [B, H, W]."""
-    pixels = regions.flatten(1)
-    return pixels.any(1) & ~pixels.all(1)
 
 
 def next_of_another_class(targets: Tensor) -> Tensor:
