@@ -66,6 +66,9 @@ def test_an_explanation_has_the_shapes_and_types_it_promises(name: str, kind: st
     assert torch.equal(explanation.targets, explanation.logits.argmax(1))
     several = create(name, net)(images, torch.zeros(3, 2, dtype=torch.int64))
     assert several.heatmaps.shape == (3, 2, *grid)
+    others = several.heatmaps[1:].clone()
+    several.heatmaps[0].fill_(7.0)  # a caller may write into the maps, and into one of them alone
+    assert torch.equal(several.heatmaps[1:], others)
     large = explanation.upsample((32, 48))
     assert large.shape == (3, 32, 48)
     assert large.min() >= 0

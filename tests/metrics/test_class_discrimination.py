@@ -72,7 +72,7 @@ def test_a_class_blind_method_scores_one_over_the_number_of_classes_whatever_the
     heatmaps, regions = random_case(classes=classes)
     areas = regions.sum((-2, -1))
     assert (areas.amax(1) > 2 * areas.amin(1)).any()
-    blind = heatmaps[:, :1].expand_as(heatmaps)
+    blind = heatmaps[:, :1].repeat(1, classes, 1, 1)
     blind[0, :, ::2] = 1.0  # with ties
     scores = class_discrimination(blind, regions)
     for name in CLASS_SCORES:

@@ -78,7 +78,8 @@ class Explainer(ABC):
         per_image = targets if targets.ndim == 2 else targets[:, None]  # [B, K]
         with evaluating(self.vit.root), torch.no_grad():
             heatmaps = self.heatmaps(trace, per_image).float()  # [B, K or 1, gh, gw]
-        heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1)
+        # Copied where images or classes share one map: torch refuses to write into memory that several elements share.
+        heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1).contiguous()
         return Explanation(heatmaps if targets.ndim == 2 else heatmaps[:, 0], trace.logits, targets)
 
     @property
