@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from litcam.callbacks import RunSummary, StepSeed
@@ -42,10 +43,12 @@ class LitcamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        # Before the other callbacks, whatever they draw.
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        # Before the other callbacks, whatever they draw.
         callbacks.insert(0, StepSeed(self.config["seed_everything"]))
-        callbacks.append(RunSummary())
+        # After them, but before those that save: a checkpoint holds the history up to its own validation.
+        savers = [place for place, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)]
+        callbacks.insert(min(savers, default=len(callbacks)), RunSummary())
         return trainer
 
 

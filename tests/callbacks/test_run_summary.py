@@ -1,13 +1,15 @@
 """RunSummary: the table at the end of a fit, beside the scalars that were logged."""
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_cases import History, UserModule, digits, loader, make_trainer, tiny_classifier
 
-from litcam.callbacks import LocalizationMonitor, RelianceMonitor, RunSummary
+from litcam.callbacks import LocalizationMonitor, RelianceMonitor, RunSummary, StepSeed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,3 +48,21 @@ def test_a_run_without_reliance_has_no_such_row(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "agcam: IoU with the boxes" in printed
     assert "alone" not in printed
+
+
+def test_a_resumed_fit_has_the_rows_and_the_table_of_the_uninterrupted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(folder: Path, ckpt_path: Path | None = None) -> tuple[str, list[dict[str, str]]]:
+        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, auto_insert_metric_name=False)
+        callbacks = [StepSeed(), LocalizationMonitor(), RunSummary(), saver]
+        trainer = make_trainer(folder, callbacks, tensorboard=True, max_epochs=3, enable_checkpointing=True)
+        trainer.fit(tiny_classifier(lr=0.01), digits(), ckpt_path=ckpt_path, weights_only=True)
+        rows = list(csv.DictReader((folder / "run" / "history.csv").open()))
+        validations = [{name: value for name, value in row.items() if "train/" not in name} for row in rows]
+        return capsys.readouterr().out.split("The run lies in")[0], validations
+
+    table, history = fit(tmp_path / "first")
+    assert [(row["epoch"], row["step"]) for row in history] == [("0.0", "2.0"), ("1.0", "4.0"), ("2.0", "6.0")]
+    assert fit(tmp_path / "second", tmp_path / "4.ckpt") == (table, history), "in a folder of its own"
+    assert fit(tmp_path / "first", tmp_path / "2.ckpt") == (table, history), "later rows of the first run are gone"

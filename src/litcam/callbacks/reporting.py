@@ -102,7 +102,7 @@ def with_validation(
     history: Sequence[dict[str, float]], step: int, numbers: dict[str, float]
 ) -> list[dict[str, float]]:
     """A history by training steps with another validation; what a resumed fit does again takes the place of the old."""
-    return [*(past for past in history if past["step"] < step), {"step": float(step), **numbers}]
+    return [*(past for past in history if past["step"] < step), {**numbers, "step": float(step)}]
 
 
 def log_text(trainer: L.Trainer, tag: str, text: str) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from litcam.callbacks.reporting import run_folder
+from litcam.callbacks.reporting import run_folder, with_validation
 from litcam.explainers import check_explainer, list_explainers
 
 # Rows of the table: a scalar's last part, its title. Higher is better.
@@ -28,20 +28,35 @@ ROWS = {
 class RunSummary(L.Callback):
     """Writes every validation epoch's scalars to ``history.csv`` in the run folder, and a table at the end of a fit.
 
-    The table has accuracy (multi-label: mean average precision), reliance, localization and perturbation of the first
-    and the last epoch, with the last epoch's controls beside them, then where the run lies and the next commands.
+    A resumed fit goes on with the history of its checkpoint, whatever the run that left this one did later. The table
+    has accuracy (multi-label: mean average precision), reliance, localization and perturbation of the first and the
+    last epoch, with the last epoch's controls beside them, then where the run lies and the next commands.
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What a resumed fit has behind it stands in its own folder from the beginning."""
+        self._write(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)  # in every process, for it is a collective
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
+        epoch, step = float(trainer.current_epoch), trainer.global_step
         scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.history.append({"epoch": float(trainer.current_epoch), "step": float(trainer.global_step), **scalars})
-        if folder is not None:
+        self.history = with_validation(self.history, step, {"epoch": epoch, "step": step, **scalars})
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        folder = run_folder(trainer)  # in every process, for it is a collective
+        if folder is not None and self.history and trainer.is_global_zero:
             _write_csv(folder / "history.csv", self.history)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
