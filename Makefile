@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOCK := requirements.lock
+# A worker per core, each with about 1 GB; a file's tests stay together, for they share what they have prepared.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 # uv where it is on the PATH, pip otherwise.
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -32,13 +34,13 @@ lock: $(READY)  ## take the newest versions that pyproject.toml allows into the 
 test-newest:  ## run every test with the newest versions, in an environment of its own
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 train: $(READY)  ## fine-tune the embedded model on the embedded data and watch it (about three minutes on two cores)
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY) lint  ## lint, check the types and run every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

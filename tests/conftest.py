@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
+# Before torch is: nets so small are slower with several threads, which wait for each other; commands inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import timm

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from litcam.callbacks import RunSummary, StepSeed
 from litcam.callbacks.drift_figures import Filmstrip
+from litcam.callbacks.progress_bars import default_bar
 from litcam.checkpoints import read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
@@ -42,6 +43,7 @@ class LitcamCLI(LightningCLI):
             self.config["model"]["pretrained"] = False  # reading data takes no weights
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        named = list(self._get(self.config_init, "trainer.callbacks") or [])  # the trainer adds to that list
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         # Before the other callbacks, whatever they draw.
@@ -49,6 +51,9 @@ class LitcamCLI(LightningCLI):
         # After them, but before those that save: a checkpoint holds the history up to its own validation.
         savers = [place for place, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)]
         callbacks.insert(min(savers, default=len(callbacks)), RunSummary())
+        bar = trainer.progress_bar_callback
+        if bar is not None and bar not in named:
+            callbacks[callbacks.index(bar)] = default_bar(sys.stdout.isatty())  # in the place of Lightning's own
         return trainer
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from litcam.data.transforms import Pipeline, default_eval_transforms
 from litcam.errors import InputError, LitcamError, check_at_least, unwritable
 from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, overlay, upsample
+from litcam.progress import track
 from litcam.vit import find_vit
 
 SCHEMA_VERSION = 1
@@ -106,7 +106,7 @@ def explain_images(
     unreadable: list[dict[str, str]] = []
     description = f"{len(files)} images: {', '.join(run.explainers)}"
     try:
-        waiting = track(files, description=description, console=console)
+        waiting = track(files, description, len(files))
         for batch in _in_batches(_read(waiting, run.pipeline, datamodule.image_size, unreadable), batch_size):
             images += run.explain(batch)
     finally:  # also after Ctrl-C

@@ -10,7 +10,7 @@ import litcam
 from litcam.attention import AttentionTrace
 from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule, SceneStyle, box_regions, class_regions, present_classes
-from litcam.evaluation import evaluate, results_table
+from litcam.evaluation import evaluate
 from litcam.explainers import Explainer
 from litcam.explainers.agcam import AGCAM
 from litcam.metrics import ClassDiscrimination, Localization, Perturbation
@@ -116,9 +116,3 @@ def test_perturbation_takes_a_fixed_subset() -> None:
     assert first == second
     assert first["methods"]["random"]["abpc"]["num_images"] == 5
     assert "abpc" not in evaluate(module, data, ["random"], perturbation_images=0).results["methods"]["random"]
-
-
-def test_the_table_has_a_column_per_method() -> None:
-    module, data = make_run()
-    table = results_table(evaluate(module, data, ["agcam", "random"], perturbation_images=0).results)
-    assert [column.header for column in table.columns] == ["", "agcam", "random"]

@@ -5,6 +5,7 @@ from litcam.callbacks.heatmap_logger import HeatmapLogger
 from litcam.callbacks.localization_monitor import LocalizationMonitor
 from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 from litcam.callbacks.perturbation_monitor import PerturbationMonitor
+from litcam.callbacks.progress_bars import ProgressLines
 from litcam.callbacks.reliance_monitor import RelianceMonitor
 from litcam.callbacks.run_summary import RunSummary
 from litcam.callbacks.shortcut_alarm import ShortcutAlarm
@@ -16,6 +17,7 @@ __all__ = [
     "LocalizationMonitor",
     "LocalizedCheckpoint",
     "PerturbationMonitor",
+    "ProgressLines",
     "RelianceMonitor",
     "RunSummary",
     "ShortcutAlarm",

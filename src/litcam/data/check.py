@@ -4,13 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from litcam.data.image_files import ImageFilesDataModule
 from litcam.data.module import ImageDataModule, Split
 from litcam.data.records import Record
 from litcam.errors import InputError
+from litcam.progress import track
 
 _MOST_CLASSES = 40  # that are listed one by one
 
@@ -31,13 +31,10 @@ def check_data(datamodule: ImageDataModule) -> bool:
         raise InputError(f"check_data reads image files, but {type(datamodule).__name__} has none: nothing to check.")
     datamodule.on_error = "skip"  # so that it goes on to the end and knows all
     datamodule.prepare_data()
-    errors = Console(stderr=True)
     usable: dict[Split, list[Record]] = {}
     for split in datamodule.splits:
         records = datamodule.records(split)
-        troubles = track(
-            datamodule.check_records(records), split, total=len(records), console=errors, disable=not records
-        )
+        troubles = track(datamodule.check_records(records), split, len(records))
         usable[split] = []
         for record, trouble in zip(records, troubles, strict=True):
             if trouble is None:

@@ -9,7 +9,8 @@ from litcam.data import ImageDataModule
 from litcam.data.module import Split
 from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measure
 from litcam.evaluation.pages import write_report
-from litcam.evaluation.results import Evaluation, conclude, results_table
+from litcam.evaluation.printed import print_results
+from litcam.evaluation.results import Evaluation, conclude
 from litcam.evaluation.runs import load_run
 from litcam.evaluation.scorers import DEFAULT_METRICS, list_metrics
 
@@ -20,7 +21,7 @@ __all__ = [
     "evaluate",
     "list_metrics",
     "load_run",
-    "results_table",
+    "print_results",
     "write_report",
 ]
 

@@ -16,7 +16,8 @@ from litcam.errors import InputError, check_at_least
 from litcam.evaluation import DEFAULT_METHODS, evaluate
 from litcam.evaluation.measuring import Target
 from litcam.evaluation.pages import write_report
-from litcam.evaluation.results import Evaluation, results_table
+from litcam.evaluation.printed import print_results
+from litcam.evaluation.results import Evaluation
 from litcam.evaluation.runs import create_data, create_model, find_checkpoints, load_run
 from litcam.evaluation.stored_drift import RunImages, find_histories, redraw
 from litcam.own_images import explain_images
@@ -77,7 +78,7 @@ def evaluate_runs(
         evaluations.append(found)
         if len(subjects) > 1:
             console.print(f"[bold]{subject.name}[/bold]")
-        console.print(results_table(found.results, found.cost))
+        print_results(found.results, found.cost, console)
     folder = subjects[0].folder
     if len(subjects) > 1:
         folder = Path(output) if output else folder.parent / f"comparison-{split}"

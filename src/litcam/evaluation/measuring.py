@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,6 +25,7 @@ from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, cre
 from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, on_grid
 from litcam.metrics.functional.forwards import class_probability
+from litcam.progress import progress
 from litcam.vit import ViT, find_vit
 
 Target = Literal["true", "predicted"]
@@ -118,20 +117,14 @@ def measure(
 
 
 def _run(state: "_Pass", loader: DataLoader[Any], parts: Parts, indices: Tensor, perturbed: Tensor, done: int) -> None:
-    """Measure the images from number ``done`` on, with a bar of progress."""
-    images, left = (BarColumn(), MofNCompleteColumn(), TextColumn("images")), TimeRemainingColumn()
-    columns = (TextColumn("{task.description}"), *images, left, TextColumn("{task.fields[rate]}"))
-    started, first = time.perf_counter(), done
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        description = ", ".join(state.explainers)
-        task = progress.add_task(description, total=len(indices), completed=done, rate="")
+    """Measure the images from number ``done`` on, showing the progress."""
+    with progress(", ".join(state.explainers), len(indices), done) as advance:
         for batch in loader:
             count = len(batch["label"])
             places = slice(done, done + count)
             parts.add(state.measure(batch, indices[places], perturbed[places]))
             done += count
-            rate = (done - first) / (time.perf_counter() - started)
-            progress.update(task, completed=done, rate=f"{rate:.1f} images/s")
+            advance(count)
 
 
 @dataclass

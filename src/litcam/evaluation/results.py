@@ -1,4 +1,4 @@
-"""From what was measured to what is read: the results of every method, as JSON, CSV and a table to print."""
+"""From what was measured to what is read: the results of every method, as JSON, CSV and tables."""
 
 import csv
 import json
@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
 from litcam.errors import unwritable
 from litcam.evaluation.measuring import Measurements
-from litcam.evaluation.scored import LEFT_OUT, score_all
+from litcam.evaluation.scored import score_all
 from litcam.evaluation.scorers import Scorer
 from litcam.evaluation.tables import COLUMNS, class_table, image_table, telling_images
 from litcam.metrics.functional.bootstrap import INTERVAL, poisson_weights
@@ -167,36 +166,3 @@ def _write_results_csv(path: Path, results: Mapping[str, Any]) -> None:
         for method, scores in results["methods"].items():
             for score, entry in scores.items():
                 writer.writerow([method, score, *(entry.get(key, "") for key in keys)])
-
-
-def results_table(results: Mapping[str, Any], cost: Mapping[str, Mapping[str, float]] | None = None) -> Table:
-    """Scores as rows, methods as columns, with half the interval's width where there is one."""
-    methods: Mapping[str, Mapping[str, Any]] = results["methods"]
-    title = f"{results['split']}: {results['num_images']} images, accuracy {results['accuracy']:.3f}"
-    table = Table(title=title, title_justify="left", caption="mean ± half the 95 % interval", caption_justify="left")
-    table.add_column("")
-    for name in methods:
-        table.add_column(name, justify="right")
-    found = list(dict.fromkeys(score for scores in methods.values() for score in scores))
-    for score in (score for score in found if score != "degenerate"):
-        title = score.replace("_", " ") + (" ↓" if score in results["lower_is_better"] else "")
-        table.add_row(title, *(_cell(scores.get(score)) for scores in methods.values()))
-    for reason in LEFT_OUT[1:]:
-        counts = [
-            max((counts[reason] for counts in results["left_out"].get(name, {}).values()), default=0)
-            for name in methods
-        ]
-        if any(counts):
-            table.add_row(f"left out: {reason.replace('_', ' ')}", *map(str, counts))
-    table.add_row("degenerate", *(_cell(scores["degenerate"]) for scores in methods.values()))
-    if cost is not None:
-        table.add_row("ms per image", *(f"{cost[name]['ms_per_image']:.1f}" for name in methods))
-    return table
-
-
-def _cell(entry: Mapping[str, float] | None) -> str:
-    if entry is None:
-        return "-"
-    if "low" not in entry:
-        return str(entry["value"])
-    return f"{entry['value']:.3f} ± {(entry['high'] - entry['low']) / 2:.3f}"
