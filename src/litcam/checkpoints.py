@@ -1,13 +1,16 @@
-"""Reading checkpoints: only data, never code; every refusal names the file and the remedy."""
+"""Reading checkpoints: only data, never code; every refusal names the file and the remedy. Writing them whole."""
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from litcam.errors import CheckpointError
+from litcam.files import write_whole
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -40,3 +43,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "to start from bare weights, give the file as --model.pretrained."
         )
     return dict(checkpoint)
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place: Lightning copies them there, so that a full disk leaves a torn one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        whole = io.BytesIO()  # torch.save itself hides what the system says of a file
+        torch.save(checkpoint, whole)
+        write_whole(Path(path), whole.getbuffer())

@@ -3,23 +3,26 @@
 The only module that knows LightningCLI.
 """
 
+import errno
 import os
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from litcam.callbacks import RunSummary, StepSeed
 from litcam.callbacks.drift_figures import Filmstrip
 from litcam.callbacks.progress_bars import default_bar
-from litcam.checkpoints import read_checkpoint
+from litcam.checkpoints import WholeCheckpointIO, read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.data.check import check_data
@@ -27,6 +30,8 @@ from litcam.errors import InputError, LitcamError
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
 from litcam.evaluation.command import evaluate_runs, explain_own_images, redraw_drift
 from litcam.explainers import list_explainers
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what a disk says that takes no more
 
 
 class LitcamCLI(LightningCLI):
@@ -54,6 +59,8 @@ class LitcamCLI(LightningCLI):
         bar = trainer.progress_bar_callback
         if bar is not None and bar not in named:
             callbacks[callbacks.index(bar)] = default_bar(sys.stdout.isatty())  # in the place of Lightning's own
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 
 
@@ -66,14 +73,14 @@ def train(default_config: Path, args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     if not any(argument.split("=")[0] in ("--config", "-c") for argument in arguments):
         arguments = ["--config", str(default_config), *arguments]
-    with _plain_errors():
+    with _plain_errors() as errors:
         cli = _parse(arguments)
         if cli.config["check_data"]:
             raise SystemExit(0 if check_data(cli.datamodule) else 1)
         ckpt_path = cli.config["ckpt_path"]
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)
-        _check_writable(cli.trainer)
+        errors.folder = _check_writable(cli.trainer)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
 
 
@@ -90,10 +97,11 @@ def _parse(arguments: ArgsType) -> LitcamCLI:
     )
 
 
-def _check_writable(trainer: L.Trainer) -> None:
-    """Fail before training if the run folder cannot be written."""
-    folders = {logger.save_dir or trainer.default_root_dir for logger in trainer.loggers} or {trainer.default_root_dir}
-    for folder in map(str, folders):
+def _check_writable(trainer: L.Trainer) -> str:
+    """Fail before training if the run folder cannot be written; else say what it is."""
+    folders = [str(logger.save_dir or trainer.default_root_dir) for logger in trainer.loggers]
+    folders = folders or [str(trainer.default_root_dir)]
+    for folder in folders:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -103,22 +111,54 @@ def _check_writable(trainer: L.Trainer) -> None:
                 f"The run folder {folder!r} cannot be written ({error.strerror}); "
                 "name another with --trainer.logger.init_args.save_dir."
             ) from error
+    return folders[0]
 
 
 class _plain_errors:
-    """Print litcam's own errors as one sentence and leave with status 2; let everything else through."""
+    """Print litcam's own errors, and a full disk, as one sentence and leave with status 2; let all else through.
 
-    def __enter__(self) -> None:
+    ``folder`` is where a file lies whose name the system does not tell.
+    """
+
+    folder = "A folder"
+
+    def __enter__(self) -> "_plain_errors":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         _silence_known_warnings()
+        self.hook, threading.excepthook = threading.excepthook, self._thread_failed
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        cause = error
-        while cause is not None and not isinstance(cause, LitcamError):
-            cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
-        if isinstance(error, Exception) and cause is not None:
-            print(f"error: {cause}", file=sys.stderr)
+        threading.excepthook = self.hook
+        if not isinstance(error, Exception):
+            return
+        causes = list(_causes(error))
+        told = [str(cause) for cause in causes if isinstance(cause, LitcamError)]
+        full = sorted((cause for cause in causes if _is_full(cause)), key=lambda cause: cause.filename is None)
+        told += [
+            f"{cause.filename or self.folder} could not be written ({cause.strerror}): make room on its disk, or name "
+            "another folder."
+            for cause in full
+        ]
+        if told:
+            print(f"error: {told[0]}", file=sys.stderr)
             raise SystemExit(2) from None
+
+    def _thread_failed(self, failure: Any) -> None:
+        """Let TensorBoard's thread fail in silence on a full disk: the next call of it raises the same."""
+        if not _is_full(failure.exc_value):
+            self.hook(failure)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it: jsonargparse wraps what a constructor raises."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_full(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def _silence_known_warnings() -> None:

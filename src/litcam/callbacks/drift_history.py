@@ -1,5 +1,6 @@
 """The maps of a panel of images, epoch by epoch, as they are kept in files, and how alike they are."""
 
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litcam.errors import InputError
+from litcam.files import write_whole
 from litcam.heatmaps import is_degenerate
 from litcam.metrics.functional.similarity import SIMILARITIES, gini, similarity
 
@@ -54,14 +56,14 @@ class PanelMaps:
 
     def write(self, folder: Path) -> Path:
         """Write ``epoch_000.npz``; a file of that name is replaced at once, never in part."""
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             name: value for name, value in vars(self).items() if name not in ("epoch", "ids") and value is not None
         }
-        partial = folder / f".epoch_{self.epoch:03d}.partial"
-        with partial.open("wb") as file:
-            np.savez_compressed(file, epoch=self.epoch, ids=np.array(self.ids, dtype=np.str_), **arrays)
-        return partial.replace(folder / f"epoch_{self.epoch:03d}.npz")
+        path = folder / f"epoch_{self.epoch:03d}.npz"
+        whole = io.BytesIO()
+        np.savez_compressed(whole, epoch=self.epoch, ids=np.array(self.ids, dtype=np.str_), **arrays)
+        write_whole(path, whole.getbuffer())
+        return path
 
     @classmethod
     def read(cls, path: Path) -> "PanelMaps":

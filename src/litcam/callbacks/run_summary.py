@@ -1,6 +1,7 @@
 """RunSummary: what a run reached, from its first epoch to its last, and what to type next."""
 
 import csv
+import io
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from litcam.callbacks.reporting import run_folder, with_validation
 from litcam.explainers import check_explainer, list_explainers
+from litcam.files import write_whole
 
 # Rows of the table: a scalar's last part, its title. Higher is better.
 ROWS = {
@@ -132,9 +134,9 @@ def _best_checkpoints(trainer: L.Trainer) -> list[Path]:
 
 def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
     """Rows with the union of their columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

@@ -30,6 +30,7 @@ from litcam.callbacks.shortcut_statistics import (
 )
 from litcam.data.batch import ANNOTATIONS, Regions
 from litcam.errors import InputError, check_choice
+from litcam.files import write_whole
 from litcam.heatmaps import on_grid, scale
 from litcam.metrics import Reliance
 from litcam.metrics.functional.reliance import RELIANCE_COLUMNS
@@ -221,8 +222,7 @@ class ShortcutAlarm(ExplanationMonitor):
         folder = run_folder(trainer)  # in every process, for it is a collective
         path = folder / "alarm" / self.explainer / f"{self.prefix}images.csv" if folder is not None else None
         if path is not None and trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table.to_csv(path, index=False)
+            write_whole(path, table.to_csv(index=False))
         return path
 
     def _speak(self, trainer: L.Trainer, pl_module: L.LightningModule, words: str) -> None:
