@@ -108,9 +108,37 @@ class ViTClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
+        checkpoint["train_metrics"] = self._train_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.class_names = checkpoint.get("class_names")
+        if self.global_rank == 0:  # the state is that of all processes: not to be counted by each
+            for name, state in checkpoint.get("train_metrics", {}).items():
+                metric = self._train_metrics[name]
+                for part, value in state.items():
+                    setattr(metric, part, value.to(self.device))
+                metric._update_count += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of the training: here and not in the steps, for those before a resume count too."""
+        for name, metric in self._train_metrics.items():
+            if metric.update_called:
+                self.log(f"train/{name}", metric.compute())
+            metric.reset()
+
+    @property
+    def _train_metrics(self) -> dict[str, Metric]:
+        metrics: Any = self.metrics
+        return dict(metrics["train_metrics"].items(keep_base=True)) if "train_metrics" in metrics else {}
+
+    def _train_state(self) -> dict[str, dict[str, Tensor]]:
+        """What the metrics of the training have counted in this epoch so far, in all processes."""
+        states = {}
+        for name, metric in self._train_metrics.items():
+            with metric.sync_context(should_sync=not self.trainer.interrupted):  # else the others may be elsewhere
+                counts: dict[str, Any] = metric.metric_state
+                states[name] = {part: count.cpu().clone() for part, count in counts.items()}
+        return states
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = self._images_and_labels(batch)
@@ -163,6 +191,8 @@ class ViTClassifier(L.LightningModule):
             return
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(logits.detach(), labels.int() if labels.ndim == 2 else labels)  # type: ignore[operator]
+        if training:
+            return
         for name, metric in metrics.items(keep_base=False):  # type: ignore[operator]
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name in ("val/accuracy", "val/map"))
 

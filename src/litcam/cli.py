@@ -19,7 +19,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from litcam.callbacks import RunSummary, StepSeed
+from litcam.callbacks import ExactResume, RunSummary, StepSeed
 from litcam.callbacks.drift_figures import Filmstrip
 from litcam.callbacks.progress_bars import default_bar
 from litcam.checkpoints import WholeCheckpointIO, read_checkpoint
@@ -51,8 +51,8 @@ class LitcamCLI(LightningCLI):
         named = list(self._get(self.config_init, "trainer.callbacks") or [])  # the trainer adds to that list
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        # Before the other callbacks, whatever they draw.
-        callbacks.insert(0, StepSeed(self.config["seed_everything"]))
+        # Before the other callbacks, whatever they draw and save.
+        callbacks[:0] = [StepSeed(self.config["seed_everything"]), ExactResume()]
         # After them, but before those that save: a checkpoint holds the history up to its own validation.
         savers = [place for place, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)]
         callbacks.insert(min(savers, default=len(callbacks)), RunSummary())

@@ -1,6 +1,7 @@
 """Lightning callbacks that watch a Vision Transformer's explanations; the maths is in explainers and metrics."""
 
 from litcam.callbacks.drift_monitor import DriftMonitor
+from litcam.callbacks.exact_resume import ExactResume
 from litcam.callbacks.heatmap_logger import HeatmapLogger
 from litcam.callbacks.localization_monitor import LocalizationMonitor
 from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
@@ -13,6 +14,7 @@ from litcam.callbacks.step_seed import StepSeed
 
 __all__ = [
     "DriftMonitor",
+    "ExactResume",
     "HeatmapLogger",
     "LocalizationMonitor",
     "LocalizedCheckpoint",

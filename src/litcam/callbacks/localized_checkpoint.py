@@ -117,6 +117,31 @@ class LocalizedCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.candidates = [Candidate(*values) for values in state_dict["candidates"]]
 
+    def count_in(self, state_dict: dict[str, Any], path: str, step: int, logged: dict[str, Tensor]) -> bool:
+        """Let a saved state know of a checkpoint, unless it does: whether that one is a candidate now.
+
+        Args:
+            state_dict: changed in place.
+            path: where the checkpoint will lie.
+            step: of the training.
+            logged: the values of its validation.
+        """
+        candidates = [Candidate(*values) for values in state_dict["candidates"]]
+        if (
+            any(candidate.step == step for candidate in candidates)
+            or not {self.monitor, self.accuracy} <= logged.keys()
+        ):
+            return False
+        new = self._candidate(path, step, float(logged[str(self.monitor)]), float(logged[self.accuracy]))
+        if math.isnan(new.localization) or math.isnan(new.accuracy):
+            return False
+        kept = still_to_win([*candidates, new], self.tolerance)
+        state_dict["candidates"] = [list(astuple(candidate)) for candidate in kept]
+        return new in kept
+
+    def _candidate(self, path: str, step: int, localization: float, accuracy: float) -> Candidate:
+        return Candidate(path, step, localization if self.mode == "max" else -localization, accuracy)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if "://" in str(self.dirpath):
@@ -148,7 +173,7 @@ class LocalizedCheckpoint(ModelCheckpoint):
         if math.isnan(localization) or math.isnan(accuracy):
             return
         path = str(Path(self.format_checkpoint_name(monitor_candidates)).absolute())
-        new = Candidate(path, trainer.global_step, localization if self.mode == "max" else -localization, accuracy)
+        new = self._candidate(path, trainer.global_step, localization, accuracy)
         before = [candidate for candidate in self.candidates if candidate.path != path]
         kept = still_to_win([*before, new], self.tolerance)
         if new not in kept:

@@ -4,8 +4,9 @@ Knows neither datasets nor models; the model's data config reaches it through th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 import cv2
 import lightning as L
@@ -18,6 +19,7 @@ from litcam.data.batch import Batch, collate
 from litcam.errors import check_at_least
 
 Split = Literal["train", "val", "test"]
+Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 # What timm assumes where a model says nothing (resolve_data_config).
 DEFAULT_DATA_CONFIG: dict[str, Any] = {
@@ -28,12 +30,54 @@ DEFAULT_DATA_CONFIG: dict[str, Any] = {
 }
 
 
-class StreamSampler(DistributedSampler[Any]):
+class EpochSampler(DistributedSampler[Any]):
+    """A process's share of a dataset in an epoch, from any place on.
+
+    Attributes:
+        start: how many of the epoch's indices the next iteration leaves out at the beginning.
+    """
+
+    start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.start, None)
+
+
+class StreamSampler(EpochSampler):
     """Indices e·n … (e + 1)·n − 1 in epoch e: for datasets that go on beyond their length, so that no scene repeats."""
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * len(self.dataset)  # type: ignore[arg-type]  # Dataset does not promise __len__
         return iter([start + index for index in super().__iter__()])
+
+
+class TrainingLoader(DataLoader[Any]):
+    """Batches of the training, from where the fit stands when it asks for the first of them.
+
+    Lightning makes an iterator before it knows the epoch of a resumed fit, and workers would read ahead at once.
+
+    Attributes:
+        batches_done: tells how many batches of the epoch a fit has behind it; None where there is no fit.
+    """
+
+    batches_done: Callable[["TrainingLoader"], int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: nothing happens before the first batch
+        done = self.batches_done(self) if self.batches_done is not None else 0
+        if done >= len(self):
+            return
+        if isinstance(self.sampler, EpochSampler):  # spares the reading
+            self.sampler.start = done * (self.batch_size or 1)
+            yield from super().__iter__()
+        else:  # of the user's own, or Lightning's for overfit_batches
+            yield from islice(super().__iter__(), done, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: by having a state a loader tells Lightning that it can resume in the middle of an epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The fit knows the place."""
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -92,16 +136,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Batches in the order of :meth:`train_sampler`; the last incomplete one is dropped."""
         dataset = self.train_dataset()
         sampler = self.train_sampler(dataset)
-        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+        loader = self._loader(dataset, sampler, len(sampler) >= self.batch_size, TrainingLoader)
+        loader.batches_done = self._batches_done
+        return loader
 
     def train_dataset(self) -> Dataset[Any]:
         """What the training reads: the dataset of the split, or as much of its samples as a training needs."""
         return self.dataset("train")
 
-    def train_sampler(self, dataset: Dataset[Any]) -> DistributedSampler[Any]:
+    def train_sampler(self, dataset: Dataset[Any]) -> EpochSampler:
         """This process's share of the training images: in another order in every epoch."""
         rank, world = rank_and_world()
-        return DistributedSampler(dataset, world, rank, shuffle=True, drop_last=True)
+        return EpochSampler(dataset, world, rank, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation image once, in order."""
@@ -119,7 +165,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         rank, world = rank_and_world()
         # Lightning's own sampler would pad to equal shares, and count some images twice.
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
-        return self._loader(dataset, sampler, drop_last=False)
+        return self._loader(dataset, sampler, drop_last=False, kind=DataLoader)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the images on the device."""
@@ -136,8 +182,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _per_channel(self, key: str, like: Tensor) -> Tensor:
         return torch.tensor(self.data_config[key], dtype=torch.float32, device=like.device).view(-1, 1, 1)
 
-    def _loader(self, dataset: Dataset[Any], sampler: DistributedSampler[Any], drop_last: bool) -> DataLoader[Any]:
-        return DataLoader(
+    def _batches_done(self, loader: TrainingLoader) -> int:
+        """How many batches of its epoch the fit has taken from this loader; 0 where it is not the fit's."""
+        trainer = self.trainer
+        if trainer is None or not trainer.training or trainer.train_dataloader is not loader:
+            return 0
+        done: int = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return done if done < trainer.num_training_batches else len(loader)
+
+    def _loader(
+        self, dataset: Dataset[Any], sampler: DistributedSampler[Any], drop_last: bool, kind: type[Loader]
+    ) -> Loader:
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
