@@ -168,6 +168,7 @@ def _silence_known_warnings() -> None:
         "The '.*_dataloader' does not have many workers",  # the worker count is the user's, in the config
         "`isinstance.treespec, LeafSpec.` is deprecated",  # inside lightning and torch
         "The number of training batches .* is smaller than the logging interval",  # short runs log at epoch ends
+        "Image size .* could be decompression bomb",  # litcam refuses such an image by name
     )
     for hint in hints:
         warnings.filterwarnings("ignore", message=f".*{hint}.*")

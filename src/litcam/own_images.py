@@ -23,7 +23,18 @@ from torch.nn import functional as F
 from litcam.attention import AttentionTrace, record
 from litcam.callbacks.reporting import save_png
 from litcam.data import ImageDataModule, ImageFilesDataModule
-from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, Pixels, bad_file, printable, read_image
+from litcam.data.finding import Note, composed, find_files, is_folder
+from litcam.data.reading import (
+    IMAGE_SUFFIXES,
+    BadFileError,
+    Pixels,
+    bad_file,
+    noting,
+    printable,
+    read_image,
+    refuse,
+    storable,
+)
 from litcam.data.transforms import Pipeline, default_eval_transforms
 from litcam.errors import InputError, LitcamError, check_at_least, unwritable
 from litcam.explainers import Explainer, create_explainers
@@ -98,12 +109,16 @@ def explain_images(
     """
     check_at_least("batch_size", batch_size)
     folder = Path(output)
-    files = find_images(paths, leave_out=folder)
+    unreadable: list[dict[str, str]] = []
+
+    def note(path: Path, trouble: str) -> None:
+        unreadable.append({"file": storable(path), "trouble": str(bad_file(path, trouble))})
+
+    files = find_images(paths, folder, note)
     run = _Run(module, datamodule, methods, targets, folder)
     _make_folder(folder)
     console = Console(stderr=True)
     images: list[dict[str, Any]] = []
-    unreadable: list[dict[str, str]] = []
     description = f"{len(files)} images: {', '.join(run.explainers)}"
     try:
         waiting = track(files, description, len(files))
@@ -114,45 +129,42 @@ def explain_images(
         _write(folder / "predictions.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     _report(images, unreadable, folder, console)
     if not images:
-        raise InputError(f"None of the {len(files)} files is a readable image.")
+        raise InputError(f"None of the {len(unreadable)} files is a readable image.")
     return images
 
 
-def find_images(paths: Sequence[str | Path], leave_out: Path | None = None) -> list[tuple[Path, str]]:
+def find_images(
+    paths: Sequence[str | Path], leave_out: Path | None = None, note: Note | None = None
+) -> list[tuple[Path, str]]:
     """The image files of paths, each once, with what the names of its results begin with.
 
     Args:
-        paths: files, and folders whose files are taken with those of the folders below, in the order of their paths;
-            hidden ones are left out.
+        paths: files, and folders whose files are taken with those of the folders below, see
+            :func:`~litcam.data.finding.find_files`.
         leave_out: a folder inside those, whose files are not taken: where an earlier run has left its results.
+        note: takes what cannot be read in the folders, and why; by default it is an error.
 
     Raises:
         InputError: if a path does not exist, a folder has no images, or ``leave_out`` is one of the folders itself.
     """
     if not paths:
         raise InputError("There are no images to explain; name files or folders.")
-    missing = [printable(path) for path in paths if not Path(path).exists()]
+    missing = [printable(path) for path in paths if not os.path.lexists(path)]
     if missing:
         raise InputError(f"There is no file or folder {' and no '.join(map(repr, missing))}.")
-    aside = None if leave_out is None else Path(leave_out).resolve()
+    aside = [] if leave_out is None else [leave_out]
     found: dict[str, tuple[Path, str]] = {}
     names = _UniqueNames()
     for path in map(Path, paths):
-        inside = aside is not None and path.resolve() in aside.parents
-        members = list(_images_below(path, aside if inside else None)) if path.is_dir() else [path]
-        if aside == path.resolve():
+        if os.path.realpath(path) in map(os.path.realpath, aside):
             raise InputError(
                 f"{printable(path)!r} is both the output and a folder of the images, among which the overlays would be "
                 "lost; name another: --output."
             )
-        if not members:
-            raise InputError(
-                f"The folder {printable(path)!r} has no image files ({', '.join(sorted(IMAGE_SUFFIXES))})."
-            )
-        for member in members:
-            name = member.relative_to(path) if path.is_dir() else Path(member.name)
-            if path.is_dir() and len(paths) > 1:
-                name = Path(path.resolve().name, name)
+        for member in _members(path, aside, note or noting(refuse)):
+            name = Path(member.name) if member == path else member.relative_to(path)
+            if member != path and len(paths) > 1:
+                name = Path(Path(os.path.realpath(path)).name, name)
             key = os.path.abspath(member)  # noqa: PTH100  # a link is an image of its own
             if key not in found:
                 found[key] = (member, names.take("/".join(map(_safe, name.with_suffix("").parts))))
@@ -255,7 +267,7 @@ class _Run:
                 "targets": predicted if self.targets is None else self.targets,
             }
             described = {key: [self._describe(i, shares) for i in indices] for key, indices in named.items()}
-            results.append({"file": printable(image.path), "size": list(image.size), **described, "methods": {}})
+            results.append({"file": storable(image.path), "size": list(image.size), **described, "methods": {}})
         for name, explainer in self.explainers.items():
             for result in results:
                 result["methods"][name] = []
@@ -302,24 +314,36 @@ class _Run:
 
 
 class _UniqueNames:
-    """Gives every name once, also on disks that take upper and lower case for the same; later ones get a number."""
+    """Gives every name once, also on disks that take upper and lower case or both forms of accents for the same.
+
+    Later ones get a number.
+    """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def take(self, name: str) -> str:
         unique, number = name, 2
-        while unique.casefold() in self._taken:
+        while composed(unique).casefold() in self._taken:
             unique, number = f"{name}-{number}", number + 1
-        self._taken.add(unique.casefold())
+        self._taken.add(composed(unique).casefold())
         return unique
 
 
-def _images_below(folder: Path, aside: Path | None) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        named_so = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        if named_so and not path.is_dir() and aside not in path.resolve().parents:
-            yield path
+def _members(path: Path, aside: Sequence[Path], note: Note) -> list[Path]:
+    """The image files in a folder; a file is its own."""
+    if not is_folder(path):
+        return [path]
+    noted = []
+
+    def count(file: Path, trouble: str) -> None:
+        noted.append(file)
+        note(file, trouble)
+
+    members = find_files(path, IMAGE_SUFFIXES, count, aside)
+    if not members and not noted:
+        raise InputError(f"The folder {printable(path)!r} has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return members
 
 
 def _read(
@@ -343,7 +367,7 @@ def _read(
             except Exception as error:  # what the transforms of a user's own raise for an image that does not fit
                 raise bad_file(path, str(error) or type(error).__name__) from error
         except BadFileError as error:
-            unreadable.append({"file": printable(path), "trouble": str(error)})
+            unreadable.append({"file": storable(path), "trouble": str(error)})
             continue
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # [3, H, W]
         yield OwnImage(path, stem, (width, height), _shrink(image), tensor, where)
@@ -412,7 +436,8 @@ def _find_targets(
         raise InputError("targets is empty; name classes, or leave it out to explain the predicted ones.")
     found = []
     for target in targets:
-        indices = [index for index, name in enumerate(names) if name == target]
+        target = composed(target) if isinstance(target, str) else target
+        indices = [index for index, name in enumerate(names) if composed(name) == target]
         if len(indices) > 1:
             same = ", ".join(map(str, indices))
             raise InputError(f"Several classes have the name {target!r}: give one of their indices, {same}.")
@@ -486,5 +511,5 @@ def _table(images: Sequence[Mapping[str, Any]]) -> Table:
         classes = [entry["class"] for entry in image["predicted"]]
         shares = [entry["probability"] for entry in image["predicted"]]
         shown = "\n".join("-" if share is None else f"{share:.1%}" for share in shares)
-        table.add_row(Text(image["file"], overflow="fold"), Text("\n".join(classes)), shown)
+        table.add_row(Text(printable(image["file"]), overflow="fold"), Text("\n".join(classes)), shown)
     return table

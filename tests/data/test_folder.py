@@ -11,7 +11,6 @@ from picture_cases import CONFIG, filled, save_mask, save_picture
 from test_annotations import voc_file, voc_object
 
 from litcam.data import FolderDataModule
-from litcam.data.folder import match_paths
 from litcam.errors import InputError
 
 SIZE = (80, 60)
@@ -253,10 +252,3 @@ def test_places_that_are_not_there_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             make_module(tmp_path, **arguments).records("train")
-
-
-def test_paths_are_paired_by_their_longest_common_ending_if_it_is_unique() -> None:
-    images = [("train", "cat", "1"), ("train", "dog", "1"), ("train", "dog", "2"), ("val", "dog", "3")]
-    assert match_paths(images, [("dog", "1"), ("cat", "1"), ("2",), ("9",)]) == {0: 1, 1: 0, 2: 2}
-    assert match_paths(images, [("1",)]) == {}
-    assert match_paths([], [("1",)]) == {}

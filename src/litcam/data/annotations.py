@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from litcam.data.finding import regular, trouble_with
 from litcam.data.reading import bad_file, shown_box
 from litcam.data.records import Box
 
@@ -180,11 +181,11 @@ def _of_numbers(path: Path, what: str, values: Any, count: int) -> list[float]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return regular(path).read_bytes()
     except FileNotFoundError:
         raise bad_file(path, "the file does not exist") from None
     except OSError as error:
-        raise bad_file(path, f"the file cannot be opened ({error.strerror})") from None
+        raise bad_file(path, trouble_with(path) or f"the file cannot be opened ({error.strerror})") from None
 
 
 def _read_text(path: Path) -> str:

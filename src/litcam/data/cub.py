@@ -1,6 +1,7 @@
 """CUB-200-2011, the Caltech-UCSD Birds: 200 species, the official split, a box each, masks where they are unpacked."""
 
 import math
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -8,6 +9,7 @@ from typing import Literal, TypeVar
 from torchvision.datasets.utils import download_and_extract_archive
 
 from litcam.data.download import downloading
+from litcam.data.finding import regular
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
 from litcam.data.reading import BadFileError, LeaveOut, bad_file, refuse, shown_box
@@ -61,8 +63,8 @@ def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = refuse) ->
             if box[2] <= box[0] or box[3] <= box[1]:
                 trouble = f"the box {shown_box(box)} of image {image} has no area"
                 raise bad_file(folder / "bounding_boxes.txt", trouble)
-            path = _existing(folder / "images" / name)
-            mask = segmentations and _existing((segmentations / name).with_suffix(".png"))
+            path = _existing(folder / "images", name)
+            mask = segmentations and _existing(segmentations, str(Path(name).with_suffix(".png")))
         except BadFileError as error:
             leave_out(error)
         else:
@@ -129,7 +131,7 @@ def _segmentations(folder: Path) -> Path | None:
 def _read_list(path: Path, form: str, parse: Callable[..., T]) -> dict[int, T]:
     """The lines of a list: what ``parse`` makes of the words after the number that begins them, by that number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = regular(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; unpack {ARCHIVES[FOLDER][1]} again.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -173,10 +175,12 @@ def _line_of(image: int, rows: dict[int, T], path: Path) -> T:
     return rows[image]
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise bad_file(path, "images.txt lists it, but it is not there; unpack its archive again")
-    return path
+def _existing(folder: Path, name: str) -> Path:
+    """The file of a name, in whichever form the disk has its accents."""
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        if (folder / form).is_file():
+            return folder / form
+    raise bad_file(folder / name, "images.txt lists it, but it is not there; unpack its archive again")
 
 
 class CUB200DataModule(ImageFilesDataModule):

@@ -1,25 +1,25 @@
 """A user's own images in folders, with boxes and masks where there are any."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from litcam.data.annotations import Annotation, read_coco, read_csv, read_voc, read_yolo
+from litcam.data.class_folders import SPLITS, Labelled, compare_classes, labelled_images, of_one_class, shared_out
+from litcam.data.finding import Note, composed, find_files, regular
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
-from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, bad_file, has_utf8_name, image_size, printable
+from litcam.data.pairing import Source, pair, parts_of
+from litcam.data.reading import BadFileError, bad_file, image_size, printable
 from litcam.data.records import MaskValues, Record
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
 
 Boxes = Literal["voc", "coco", "yolo", "csv"]
 
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _YOLO_NAMES = "classes.txt"  # names of YOLO's class numbers, one per line
 
 
@@ -27,10 +27,12 @@ class FolderDataModule(ImageFilesDataModule):
     """Images of one class each: ``train/<class>/…``, ``val/<class>/…`` and, if wanted, ``test/<class>/…``.
 
     Without a ``train`` folder, the folders in ``root`` are the classes and every class is split by seeded shares. The
-    classes are those of the training images, in the order of their names.
+    classes are those of the training images, in the order of their names. Links are followed; hidden and system files
+    and folders (``.ipynb_checkpoints``, ``__MACOSX``, ``@eaDir``, …) are no data. A class has at least one image in
+    each of train and val; names of one file by links go to the same split.
 
-    Boxes and masks are found by the image's path without its ending: as much of the path as there is in the annotation
-    has to agree, and at least the name. Boxes of other classes than the image's are left aside.
+    Boxes and masks are found by the image's path, with its ending or without: as much of the path as there is in the
+    annotation has to agree, and at least the name. Boxes of other classes than the image's are left aside.
 
     Args:
         root: folder of the images.
@@ -87,7 +89,7 @@ class FolderDataModule(ImageFilesDataModule):
         self.boxes_path = self.root / (boxes_path or "")
         self.masks = None if masks is None else self.root / masks
         self.mask_values: MaskValues = mask_values
-        self._found: dict[Split, list[tuple[Path, str]]] | None = None
+        self._found: dict[Split, Labelled] | None = None
         self._sources: tuple[dict[Path, _Source] | None, dict[Path, _Source] | None] | None = None
 
     @property
@@ -113,84 +115,50 @@ class FolderDataModule(ImageFilesDataModule):
     def _record(
         self, path: Path, name: str, indices: Mapping[str, int], objects: Annotation | None, mask: Path | None
     ) -> Record:
-        unknown = sorted(set(objects.names if objects else ()) - indices.keys())
+        names = [composed(label) for label in objects.names] if objects else []
+        unknown = sorted(set(names) - indices.keys())
         if unknown:
             raise bad_file(path, f"its annotation has the class {', '.join(unknown)}, of which train has no image")
         return Record(
             path=path,
             labels=(indices[name],),
-            id=path.relative_to(self.root).as_posix(),
+            id=composed(path.relative_to(self.root).as_posix()),
             boxes=objects.boxes if objects else None,
-            box_labels=tuple(indices[label] for label in objects.names) if objects else (),
+            box_labels=tuple(indices[label] for label in names),
             mask=mask,
             mask_values=self.mask_values,
             size=objects.size if objects else None,
         )
 
-    def _images(self) -> dict[Split, list[tuple[Path, str]]]:
+    def _images(self) -> dict[Split, Labelled]:
         """The images of each split with the name of their class, found once."""
         if self._found is None:
             if not self.root.is_dir():
                 raise InputError(f"root is {printable(self.root)!r}, which is no folder.")
             if (self.root / "train").is_dir():
-                found = {split: self._labelled(self.root / split) for split in _SPLITS}
+                found = of_one_class({split: self._labelled(self.root / split) for split in SPLITS}, self.leave_out)
             else:
-                found = _shared_out(self._labelled(self.root), self.shares, self.seed)
+                labelled = of_one_class({"train": self._labelled(self.root)}, self.leave_out)["train"]
+                found = shared_out(labelled, self.shares, self.seed, self.leave_out)
             if not found["train"]:
                 raise InputError(
                     f"There is no image to train on in {printable(self.root)}; expected are train/<class>/*.jpg and "
                     "val/<class>/*.jpg, or <class>/*.jpg, or class_pattern."
                 )
-            self._compare_classes(found)
+            compare_classes(found, self.leave_out)
             self._found = found
         return self._found
 
-    def _labelled(self, folder: Path) -> list[tuple[Path, str]]:
-        """The images in a folder and below, in the order of their paths, with the name of their class."""
+    def _labelled(self, folder: Path) -> Labelled:
         aside = {path for path in (self.masks, self.boxes_path) if path is not None and path != self.root}
-        labelled, filled = [], set()
-        for path in _files(folder, IMAGE_SUFFIXES):
-            if aside.isdisjoint(path.parents):
-                filled.add(path.relative_to(folder).parts[0])
-                try:
-                    labelled.append((path, self._class_of(path, folder)))
-                except BadFileError as error:
-                    self.note(error)
-        if self.class_pattern is None and folder.is_dir():
-            for empty in sorted(folder.iterdir()):
-                if empty.is_dir() and empty not in aside and empty.name not in filled:
-                    self.leave_out(empty, "the folder of this class has no image")
-        return labelled
-
-    def _class_of(self, path: Path, folder: Path) -> str:
-        if not has_utf8_name(path):
-            raise bad_file(path, "the name is not UTF-8; rename it")
-        if self.class_pattern is None:
-            parts = path.relative_to(folder).parts
-            if len(parts) < 2:
-                raise bad_file(path, "the image lies in no folder of a class; move it, or give class_pattern")
-            return parts[0]
-        match = self.class_pattern.search(path.name)
-        if match is None or not match[1]:
-            raise bad_file(path, f"class_pattern {self.class_pattern.pattern!r} finds no class in the name")
-        return match[1]
-
-    def _compare_classes(self, found: Mapping[Split, list[tuple[Path, str]]]) -> None:
-        """Every class of another split has to be in train, and every class of train in val."""
-        first = {split: {name: path for path, name in reversed(found[split])} for split in _SPLITS}
-        pairs: list[tuple[Split, Split]] = [("val", "train"), ("test", "train")]
-        if found["val"]:
-            pairs.append(("train", "val"))
-        for split, other in pairs:
-            for name in sorted(first[split].keys() - first[other].keys()):
-                self.leave_out(first[split][name], f"{split} has the class {name}, but {other} has not")
+        return labelled_images(folder, self.class_pattern, aside, self.leave_out)
 
     def _matched(self) -> tuple["dict[Path, _Source] | None", "dict[Path, _Source] | None"]:
         """The annotation and the mask of each image, found once; None where none are asked for."""
         if self._sources is None:
             images = [path for found in self._images().values() for path, _ in found]
-            boxes = None if self.boxes is None else _box_sources(self.boxes, self.boxes_path)
-            masks = None if self.masks is None else _mask_sources(self.masks)
+            boxes = None if self.boxes is None else _box_sources(self.boxes, self.boxes_path, self.leave_out)
+            masks = None if self.masks is None else _mask_sources(self.masks, self.leave_out)
             self._sources = (
                 None if boxes is None else self._match(images, boxes, "annotation"),
                 None if masks is None else self._match(images, masks, "mask"),
@@ -198,12 +166,10 @@ class FolderDataModule(ImageFilesDataModule):
         return self._sources
 
     def _match(self, images: list[Path], sources: "list[_Source]", kind: str) -> "dict[Path, _Source]":
-        parts = [path.relative_to(self.root).with_suffix("").parts for path in images]
-        pairs = match_paths(parts, [source.parts for source in sources])
-        used = set(pairs.values())
-        for index, source in enumerate(sources):
-            if index not in used:
-                self.leave_out(source.path, f"there is no image to the {kind} {'/'.join(source.parts)}")
+        parts = [parts_of(path.relative_to(self.root)) for path in images]
+        pairs, troubles = pair(parts, [source.image for source in sources], kind)
+        for index, trouble in troubles.items():
+            self.leave_out(sources[index].path, trouble)
         return {images[image]: sources[source] for image, source in pairs.items()}
 
 
@@ -213,38 +179,13 @@ class _Source:
 
     Attributes:
         path: of the file.
-        parts: of the image's path without its ending, as far as they are known here.
+        image: that it names.
         read: the annotation, given the image's path.
     """
 
     path: Path
-    parts: tuple[str, ...]
+    image: Source
     read: Callable[[Path], Annotation] = lambda path: Annotation()
-
-
-def match_paths(left: list[tuple[str, ...]], right: list[tuple[str, ...]]) -> dict[int, int]:
-    """Which of the right paths belongs to which of the left ones: {index: index}.
-
-    The longest common endings are paired first, and only where they occur once on each side; at least the name agrees.
-    """
-    pairs: dict[int, int] = {}
-    longest = max((len(parts) for parts in left), default=0)
-    for length in range(longest, 0, -1):
-        ours, theirs = (
-            _by_ending(paths, length, set(taken)) for paths, taken in ((left, pairs.keys()), (right, pairs.values()))
-        )
-        for ending, indices in ours.items():
-            if len(indices) == 1 and len(theirs.get(ending, ())) == 1:
-                pairs[indices[0]] = theirs[ending][0]
-    return pairs
-
-
-def _by_ending(paths: list[tuple[str, ...]], length: int, taken: set[int]) -> dict[tuple[str, ...], list[int]]:
-    endings: dict[tuple[str, ...], list[int]] = {}
-    for index, parts in enumerate(paths):
-        if index not in taken and len(parts) >= length:
-            endings.setdefault(parts[-length:], []).append(index)
-    return endings
 
 
 def _of(sources: Mapping[Path, _Source], path: Path, kind: str) -> _Source:
@@ -253,32 +194,34 @@ def _of(sources: Mapping[Path, _Source], path: Path, kind: str) -> _Source:
     return sources[path]
 
 
-def _box_sources(kind: Boxes, place: Path) -> list[_Source]:
+def _box_sources(kind: Boxes, place: Path, note: Note) -> list[_Source]:
     """Where the boxes of each image are to be read."""
     if kind in ("coco", "csv"):
         suffix, read_all = (".json", read_coco) if kind == "coco" else (".csv", read_csv)
-        files = [place] if not place.is_dir() else list(_files(place, {suffix}))
+        files = [place] if not place.is_dir() else find_files(place, {suffix}, note)
         found = [(file, name, objects) for file in files for name, objects in read_all(file).items()]
-        return [_Source(file, _parts(name), partial(_given, objects)) for file, name, objects in found]
+        return [_Source(file, Source(parts_of(name)), partial(_given, objects)) for file, name, objects in found]
     if not place.is_dir():
         raise InputError(f"boxes_path is {printable(place)!r}, which is no folder of {kind} files.")
     if kind == "voc":
-        files = list(_files(place, {".xml"}))
-        return [_Source(file, _parts(file.relative_to(place)), partial(_read_voc, file)) for file in files]
+        return [
+            _Source(file, _named_by(file, place), partial(_read_voc, file))
+            for file in find_files(place, {".xml"}, note)
+        ]
     names = _yolo_names(place)
-    files = [file for file in _files(place, {".txt"}) if file.name != _YOLO_NAMES]
-    return [_Source(file, _parts(file.relative_to(place)), partial(_read_yolo, file, names)) for file in files]
+    files = [file for file in find_files(place, {".txt"}, note) if file.name != _YOLO_NAMES]
+    return [_Source(file, _named_by(file, place), partial(_read_yolo, file, names)) for file in files]
 
 
-def _mask_sources(place: Path) -> list[_Source]:
+def _mask_sources(place: Path, note: Note) -> list[_Source]:
     if not place.is_dir():
         raise InputError(f"masks is {printable(place)!r}, which is no folder.")
-    return [_Source(file, _parts(file.relative_to(place))) for file in _files(place, {".png"})]
+    return [_Source(file, _named_by(file, place)) for file in find_files(place, {".png"}, note)]
 
 
-def _parts(name: Path | str) -> tuple[str, ...]:
-    """Of an image's path without its ending; annotations written on Windows have backslashes."""
-    return PurePosixPath(str(name).replace("\\", "/")).with_suffix("").parts
+def _named_by(file: Path, place: Path) -> Source:
+    """The image that a file is named after."""
+    return Source(parts_of(file.relative_to(place).with_suffix("")), file.suffix)
 
 
 def _given(objects: Annotation, image: Path) -> Annotation:
@@ -295,43 +238,18 @@ def _read_yolo(file: Path, names: list[str], image: Path) -> Annotation:
 
 def _yolo_names(place: Path) -> list[str]:
     try:
-        return (place / _YOLO_NAMES).read_text(encoding="utf-8").splitlines()
+        return regular(place / _YOLO_NAMES).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{place / _YOLO_NAMES} cannot be read ({error}); it has to name YOLO's classes, one per line."
         ) from error
 
 
-def _files(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """The files in a folder and below, in the order of their paths; hidden ones are none."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            yield path
-
-
-def _shared_out(
-    labelled: list[tuple[Path, str]], shares: tuple[float, float], seed: int
-) -> dict[Split, list[tuple[Path, str]]]:
-    """Each class's images shared out to train, val and test, at random and in the order of their paths."""
-    classes: dict[str, list[int]] = {}
-    for index, (_, name) in enumerate(labelled):
-        classes.setdefault(name, []).append(index)
-    rng = np.random.default_rng(seed)
-    chosen: dict[Split, list[int]] = {split: [] for split in _SPLITS}
-    for name in sorted(classes):
-        order = rng.permutation(classes[name]).tolist()
-        val, test = (round(share * len(order)) for share in shares)
-        chosen["val"] += order[:val]
-        chosen["test"] += order[val : val + test]
-        chosen["train"] += order[val + test :]
-    return {split: [labelled[index] for index in sorted(indices)] for split, indices in chosen.items()}
-
-
 def _compile(pattern: str | None) -> re.Pattern[str] | None:
     if pattern is None:
         return None
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(composed(pattern))
     except re.error as error:
         raise InputError(f"class_pattern {pattern!r} is no regular expression ({error}).") from error
     if compiled.groups < 1:

@@ -1,7 +1,6 @@
 """ImageNet ILSVRC 2012: train and val folders by synset, or Kaggle's archive as it unpacks; boxes of the val images."""
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,10 @@ from typing import Literal
 from timm.data import ImageNetInfo
 
 from litcam.data.annotations import Annotation, read_voc
+from litcam.data.finding import composed, find_files, regular, subfolders
 from litcam.data.image_files import ImageFiles, ImageFilesDataModule, OnError
 from litcam.data.module import Split
-from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, LeaveOut, bad_file, refuse, shown_box
+from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, LeaveOut, bad_file, noting, refuse, shown_box
 from litcam.data.records import Box, Record, Records
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
@@ -66,14 +66,14 @@ def imagenet_records(root: str | Path, split: Split, leave_out: LeaveOut = refus
     folder = _split_folder(tree, split)
     classes = {synset: index for index, synset in enumerate(_descriptions(tree))}
     annotations: Annotations = {} if split == "train" else _val_annotations(tree, leave_out)
-    if _subfolders(folder):
-        labelled = _images_by_folder(folder, classes, leave_out)
+    if folders := subfolders(folder, noting(leave_out)):
+        labelled = _images_by_folder(folders, classes, leave_out)
     else:
         labelled = _images_by_annotation(folder, classes, annotations, leave_out)
     return Records(
-        _record(path, synset, classes[synset], annotations.get(path.stem))
+        _record(path, synset, classes[synset], annotations.get(composed(path.stem)))
         for path, synset in labelled
-        if annotations.get(path.stem, _NONE) is not None
+        if annotations.get(composed(path.stem), _NONE) is not None
     )
 
 
@@ -118,7 +118,8 @@ def _descriptions(tree: _Tree) -> dict[str, str]:
     if tree.kaggle:
         return dict(sorted(known.items()))
     folders = next(folder for folder in (tree.folder("train"), tree.folder("val")) if folder.is_dir())
-    return {folder.name: known.get(folder.name, folder.name) for folder in _subfolders(folders)}
+    names = [composed(folder.name) for folder in subfolders(folders, noting(refuse))]
+    return {name: known.get(name, name) for name in names}
 
 
 def _read_mapping(path: Path) -> dict[str, str]:
@@ -137,12 +138,13 @@ def _val_annotations(tree: _Tree, leave_out: LeaveOut) -> Annotations:
     if solution is not None:
         return _read_solution(solution, leave_out)
     annotations: dict[str, Annotation | None] = {}
-    for path in sorted((tree.annotations / "val").glob("*.xml")):
+    folder = tree.annotations / "val"
+    for path in find_files(folder, {".xml"}, noting(leave_out)) if folder.is_dir() else ():
         try:
-            annotations[path.stem] = _zero_based(read_voc(path))
+            annotations[composed(path.stem)] = _zero_based(read_voc(path))
         except BadFileError as error:
             leave_out(error)
-            annotations[path.stem] = None
+            annotations[composed(path.stem)] = None
     return annotations
 
 
@@ -183,16 +185,18 @@ def _box(synset: str, x0: str, y0: str, x1: str, y1: str) -> Box:
     return float(x0), float(y0), float(x1) + 1, float(y1) + 1
 
 
-def _images_by_folder(folder: Path, classes: Mapping[str, int], leave_out: LeaveOut) -> Iterator[tuple[Path, str]]:
+def _images_by_folder(
+    folders: Sequence[Path], classes: Mapping[str, int], leave_out: LeaveOut
+) -> Iterator[tuple[Path, str]]:
     """Each image with its class, the name of the folder that it lies in."""
-    for subfolder in _subfolders(folder):
-        images = _images(subfolder)
-        if subfolder.name not in classes:
+    for subfolder in folders:
+        images, synset = find_files(subfolder, IMAGE_SUFFIXES, noting(leave_out)), composed(subfolder.name)
+        if synset not in classes:
             leave_out(bad_file(subfolder, f"the folder is none of the {len(classes)} classes; {_WHICH}"))
         elif not images:
             leave_out(bad_file(subfolder, "the folder holds no image"))
         else:
-            yield from ((image, subfolder.name) for image in images)
+            yield from ((image, synset) for image in images)
 
 
 def _images_by_annotation(
@@ -201,9 +205,9 @@ def _images_by_annotation(
     """Each image with the class of its first object."""
     if not annotations:
         raise InputError(f"The images in {folder} have no labels: {EXPECTED}")
-    images = {image.stem: image for image in _images(folder)}
+    images = {composed(image.stem): image for image in find_files(folder, IMAGE_SUFFIXES, noting(leave_out))}
     for name, annotation in annotations.items():
-        image = images.pop(name, None)
+        image = images.pop(composed(name), None)
         if image is None:
             leave_out(bad_file(folder / f"{name}.JPEG", "the image is annotated, but is not there"))
         elif annotation is not None and (not annotation.names or annotation.names[0] not in classes):
@@ -216,7 +220,6 @@ def _images_by_annotation(
 
 _WHICH = f"they are the synsets of {MAPPING}, or without it the folders of train"
 _NONE = Annotation()
-_SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 
 def _record(path: Path, synset: str, label: int, annotation: Annotation | None) -> Record:
@@ -226,19 +229,9 @@ def _record(path: Path, synset: str, label: int, annotation: Annotation | None) 
     return Record(path, (label,), path.stem, boxes, (label,) * len(boxes), size=annotation.size)
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:  # quicker than Paths, of which only the images, a million, need one
-        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES))
-    return [folder / name for name in names if not name.startswith(".")]
-
-
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}).") from error
 

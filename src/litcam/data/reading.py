@@ -1,9 +1,12 @@
 """Reading image and mask files, whatever their mode; every failure names the file and the trouble. Knows no dataset."""
 
 import os
+import re
 import struct
+import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from litcam.data.batch import VOID
+from litcam.data.finding import Note, regular, trouble_with
 from litcam.data.records import MaskValues, Record
 from litcam.errors import InputError
 
@@ -43,10 +47,15 @@ class BadFileError(SampleError):
 
 def bad_file(path: Path, trouble: str) -> BadFileError:
     """The error for a file and what is wrong with it."""
-    return BadFileError(f"{printable(path)}: {trouble}")
+    return BadFileError(printable(f"{path}: {trouble}"))
 
 
 LeaveOut = Callable[[BadFileError], None]  # takes the error of a file that is left out
+
+
+def noting(leave_out: LeaveOut) -> Note:
+    """What takes a file and its trouble, and makes an error of them."""
+    return lambda path, trouble: leave_out(bad_file(path, trouble))
 
 
 def refuse(error: BadFileError) -> None:
@@ -55,13 +64,18 @@ def refuse(error: BadFileError) -> None:
 
 
 def printable(path: Path | str) -> str:
-    """A path as text that can be printed and stored, also where its name is not UTF-8."""
+    """A path, or a sentence with paths, as one line of text that can be printed and stored."""
+    return "".join(character if _is_plain(character) else _escaped(character) for character in str(path))
+
+
+def storable(path: Path | str) -> str:
+    """A path as text that can be stored; the bytes of a name that is not UTF-8 are written out."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def has_utf8_name(path: Path) -> bool:
     """Whether a path can be written as text."""
-    return printable(path) == str(path)
+    return storable(path) == str(path)
 
 
 def read_image(path: Path) -> Pixels:
@@ -73,7 +87,7 @@ def read_image(path: Path) -> Pixels:
     Raises:
         BadFileError: if the file is missing, empty, damaged, truncated, or has floating-point pixels.
     """
-    with _Reading(path), Image.open(path) as image:
+    with _opened(path) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(path, image)
@@ -89,7 +103,7 @@ def image_size(path: Path, decode: bool = True) -> tuple[int, int]:
     Raises:
         BadFileError: if the file is missing, empty or damaged.
     """
-    with _Reading(path), Image.open(path) as image:
+    with _opened(path) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
         if decode:
@@ -110,7 +124,7 @@ def read_mask(path: Path, values: MaskValues, size: tuple[int, int]) -> Pixels:
     Raises:
         BadFileError: if the file is not readable, has another size than the image, or is a colour picture.
     """
-    with _Reading(path), Image.open(path) as image:
+    with _opened(path) as image:
         if image.size != size:
             raise bad_file(
                 path, f"the mask is {_by(image.size)}, but its image {_by(size)}; draw it at the image's size"
@@ -184,24 +198,48 @@ def _to_rgb(path: Path, image: Image.Image) -> Pixels:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-class _Reading:
-    """Turn the many ways in which a reader fails into one error that names the file."""
+def _is_plain(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")  # of which a terminal makes lines or colours
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> None:
-        pass
+def _escaped(character: str) -> str:
+    try:
+        return repr(os.fsencode(character))[2:-1]  # a byte of a name that is not UTF-8
+    except UnicodeEncodeError:
+        return repr(character)[1:-1]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, BadFileError):
-            return
-        if isinstance(error, FileNotFoundError):
-            raise bad_file(self.path, "the file does not exist") from None
-        if isinstance(error, PermissionError | IsADirectoryError):
-            raise bad_file(self.path, f"the file cannot be opened ({error.strerror})") from None
-        if isinstance(error, UnidentifiedImageError):
-            empty = self.path.stat().st_size == 0
-            raise bad_file(self.path, "the file is empty" if empty else "the file is not an image") from None
-        if isinstance(error, (*_DAMAGED, Image.DecompressionBombError)):
-            raise bad_file(self.path, f"the file is damaged ({str(error) or type(error).__name__})") from None
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file whose pixels are not read yet; the many ways in which a reader fails become one error."""
+    try:
+        with Image.open(regular(path)) as image:
+            _check_pixels(path, image.width * image.height)
+            yield image
+    except BadFileError:
+        raise
+    except Image.DecompressionBombError as error:  # of more than twice as many pixels
+        _check_pixels(path, int(re.findall(r"[0-9]+", str(error))[0]))
+    except UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        raise bad_file(path, "the file is empty" if empty else "the file is not an image") from None
+    except PermissionError as error:
+        raise bad_file(path, f"the file cannot be opened ({error.strerror})") from None
+    except _DAMAGED as error:
+        trouble = trouble_with(path) if isinstance(error, OSError) else None
+        raise bad_file(path, trouble or f"the file is damaged ({str(error) or type(error).__name__})") from None
+
+
+def _check_pixels(path: Path, pixels: int) -> None:
+    """Refuse an image of more pixels than Pillow's limit by its header: it would take minutes and gigabytes."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        raise bad_file(
+            path,
+            f"the image has {_millions(pixels)} pixels, and at most {_millions(most)} are read; make it smaller, or "
+            "cut it into tiles",
+        )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else str(count)

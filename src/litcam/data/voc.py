@@ -8,6 +8,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from litcam.data.annotations import read_voc
 from litcam.data.download import downloading
+from litcam.data.finding import composed
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
 from litcam.data.reading import BadFileError
@@ -107,17 +108,21 @@ class VOC2012DataModule(ImageFilesDataModule):
         listed = folder / "ImageSets" / self.split_list.capitalize() / f"{split}.txt"
         if not listed.is_file():
             raise InputError(f"{listed} is missing; unpack {_ARCHIVE['filename']} again.")
-        images = {path.name for path in (folder / "JPEGImages").iterdir()}
-        masks = {path.name for path in folder.glob("SegmentationClass/*.png")}
-        records = (self._record(folder, line, images, masks) for line in listed.read_text().split())
+        images, xmls, masks = (
+            {composed(path.stem): path for path in folder.glob(pattern)}
+            for pattern in ("JPEGImages/*.jpg", "Annotations/*.xml", "SegmentationClass/*.png")
+        )
+        records = []
+        for name in map(composed, listed.read_text().split()):
+            if name in images:
+                xml = xmls.get(name, folder / "Annotations" / f"{name}.xml")
+                records.append(self._record(name, images[name], xml, masks.get(name)))
+            else:
+                self.leave_out(folder / "JPEGImages" / f"{name}.jpg", "the image is listed, but is not there")
         return [record for record in records if record is not None]
 
-    def _record(self, folder: Path, name: str, images: set[str], masks: set[str]) -> Record | None:
+    def _record(self, name: str, path: Path, xml: Path, mask: Path | None) -> Record | None:
         """The record of an image; None where it has no class, or several and one is wanted, or is left out."""
-        path, xml = folder / "JPEGImages" / f"{name}.jpg", folder / "Annotations" / f"{name}.xml"
-        if path.name not in images:
-            self.leave_out(path, "the image is listed, but is not there")
-            return None
         try:
             objects = read_voc(xml, self.difficult)
         except BadFileError as error:
@@ -131,14 +136,13 @@ class VOC2012DataModule(ImageFilesDataModule):
         labels = tuple(sorted(set(box_labels)))
         if len(labels) != 1 and not self.multi_label:
             return None
-        mask = folder / "SegmentationClass" / f"{name}.png"
         return Record(
             path=path,
             labels=labels,
             id=name,
             boxes=objects.boxes,
             box_labels=box_labels,
-            mask=mask if mask.name in masks else None,
+            mask=mask,
             mask_values="classes",
             size=objects.size,
         )
