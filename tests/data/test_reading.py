@@ -1,14 +1,18 @@
 """Reading files of every mode, and what is said about those that cannot be read."""
 
 import os
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folder_cases import link, make_pipe, make_socket
 from picture_cases import paint, save_picture, truncate
 from PIL import Image
 
-from litcam.data.reading import BadFileError, has_utf8_name, image_size, printable, read_image
+from litcam.data.reading import BadFileError, has_utf8_name, image_size, printable, read_image, read_mask
 
 BOX = (4, 6, 20, 14)
 PICTURE = paint((32, 24), BOX)
@@ -116,6 +120,69 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 1 << 20, np.int32)).save(tmp_path / "wide.tif")
     with pytest.raises(BadFileError, match="more than 16 bits"):
         read_image(tmp_path / "wide.tif")
+
+
+def oversized(path: Path, width: int, height: int) -> Path:
+    """A small file whose header promises an image of any size."""
+    data = save_picture(path, (64, 64)).read_bytes()
+    if path.suffix == ".png":
+        header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+        data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    elif path.suffix == ".jpg":
+        place = data.index(b"\xff\xc0") + 5
+        data = data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Image size .* could be decompression bomb")
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("width", "height", "pixels"), [(12000, 12000, "144.0"), (9460, 9460, "89.5"), (65000, 65000, "4225.0")]
+)
+def test_images_of_too_many_pixels_are_refused_by_their_header(
+    tmp_path: Path, suffix: str, width: int, height: int, pixels: str
+) -> None:
+    path = oversized(tmp_path / f"huge.{suffix}", width, height)
+    sentence = (
+        f"huge.{suffix}: the image has {pixels} million pixels, and at most 89.5 million are read; make it smaller"
+    )
+    for read in (
+        read_image,
+        image_size,
+        lambda path: image_size(path, decode=False),
+        lambda path: read_mask(path, "object", (width, height)),
+    ):
+        with pytest.raises(BadFileError, match=sentence):
+            read(path)
+
+
+def test_the_limit_of_pixels_is_pillows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_picture(tmp_path / "large.png", (64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
+    assert read_image(path).shape == (64, 64, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadFileError, match=r"large.png: the image has 4096 pixels, and at most 1000 are read"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert image_size(oversized(tmp_path / "huge.jpg", 20000, 10000), decode=False) == (20000, 10000)
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_socket, lambda path: link(path, "/dev/zero")])
+def test_only_regular_files_are_opened(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    path = make(tmp_path / "x.png")
+    for read in (read_image, image_size, lambda path: read_mask(path, "object", (8, 8))):
+        with pytest.raises(BadFileError, match=r"x.png: the file cannot be opened \(it is a .*, no regular file\)"):
+            read(path)
+    for target in ("gone.png", "x.png"):
+        path.unlink()
+        with pytest.raises(BadFileError, match=r"x.png: the link leads (nowhere|in a circle)"):
+            read_image(link(path, target))
+
+
+def test_names_are_printed_in_one_line() -> None:
+    name = "a\nb\tc\x1b[31m\u2028é\udce9\ud800 ß"
+    assert printable(name) == r"a\nb\tc\x1b[31m\u2028é\xe9\ud800 ß"
 
 
 def test_names_that_are_not_utf8_can_be_shown() -> None:

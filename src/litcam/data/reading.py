@@ -203,10 +203,8 @@ def _is_plain(character: str) -> bool:
 
 
 def _escaped(character: str) -> str:
-    try:
-        return repr(os.fsencode(character))[2:-1]  # a byte of a name that is not UTF-8
-    except UnicodeEncodeError:
-        return repr(character)[1:-1]
+    is_byte = "\udc80" <= character <= "\udcff"  # of a name that is not UTF-8
+    return repr(os.fsencode(character))[2:-1] if is_byte else repr(character)[1:-1]
 
 
 @contextmanager
