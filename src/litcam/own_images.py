@@ -125,6 +125,7 @@ def explain_images(
         for batch in _in_batches(_read(waiting, run.pipeline, datamodule.image_size, unreadable), batch_size):
             images += run.explain(batch)
     finally:  # also after Ctrl-C
+        unreadable = list({entry["trouble"]: entry for entry in unreadable}.values())  # named by two paths, or twice
         results = {"schema_version": SCHEMA_VERSION, "images": images, "unreadable": unreadable}
         _write(folder / "predictions.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     _report(images, unreadable, folder, console)
