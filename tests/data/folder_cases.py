@@ -2,7 +2,9 @@
 
 import os
 import socket
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 
 from picture_cases import save_picture
@@ -46,4 +48,17 @@ def make_socket(path: Path) -> Path:
 def link(path: Path, target: Path | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
+    return path
+
+
+def oversized(path: Path, width: int, height: int) -> Path:
+    """A small file whose header promises an image of any size."""
+    data = save_picture(path, (64, 64)).read_bytes()
+    if path.suffix == ".png":
+        header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+        data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    elif path.suffix == ".jpg":
+        place = data.index(b"\xff\xc0") + 5
+        data = data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+    path.write_bytes(data)
     return path

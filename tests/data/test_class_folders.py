@@ -12,6 +12,7 @@ from picture_cases import CONFIG, save_mask, save_picture
 from test_annotations import voc_file, voc_object
 
 from litcam.data import FolderDataModule
+from litcam.data.check import check_data
 from litcam.data.module import Split
 from litcam.errors import InputError
 
@@ -73,9 +74,48 @@ def test_what_macos_leaves_beside_annotations_and_masks_is_none_of_them(tmp_path
     assert all(record.boxes and record.mask for record in module.records("train"))
 
 
+def test_folders_of_annotations_and_masks_are_no_classes(tmp_path: Path) -> None:
+    root = images_of(tmp_path, 2, "cat", "dog")
+    for path in sorted(root.rglob("*.jpg")):
+        name = path.relative_to(root).with_suffix("")
+        voc_file(root / "beside" / "xml" / f"{name}.xml", voc_object(path.parent.name, (1, 1, 4, 4)), size=(8, 8))
+        save_mask(root / "beside" / "masks" / f"{name}.png", (8, 8), ((1, 1, 4, 4), 255))
+    module = make_module(root, boxes="voc", boxes_path="beside/xml", masks="beside/masks")
+    assert module.class_names == ["cat", "dog"]
+    assert len(everything(module)) == 4
+
+
 def test_a_root_below_a_hidden_folder_is_read(tmp_path: Path) -> None:
     root = split_folders(tmp_path / ".cache" / "@eaDir" / "lost+found")
     assert len(everything(make_module(root))) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("val", "test"), "has a folder 'test', but none 'train'"),
+        (("Train", "Val"), "has a folder 'Train', but none 'train'"),
+        (("training", "validation"), "has a folder 'training', but none 'train'"),
+        (("train", "valid", "test"), "has a folder 'valid', but none 'val'"),
+        (("train", "dev"), "has a folder 'dev', but none 'val'"),
+    ],
+)
+def test_folders_of_splits_are_never_taken_for_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    for name in names:
+        images_of(tmp_path / name, 2, "cat", "dog")
+    with pytest.raises(InputError, match=f"{message}: call the folders of the splits train, val"):
+        make_module(tmp_path).records("train")
+
+
+def test_a_folder_of_train_and_test_alone_still_has_its_test_images(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        images_of(tmp_path / name, 2, "cat", "dog")
+    assert len(make_module(tmp_path).records("test")) == 4
+
+
+def test_classes_may_have_the_names_of_splits(tmp_path: Path) -> None:
+    images_of(tmp_path, 3, "test", "valid", "cat")
+    assert make_module(tmp_path).class_names == ["cat", "test", "valid"]
 
 
 def test_linked_classes_splits_and_files_are_those_that_they_lead_to(tmp_path: Path) -> None:
@@ -243,11 +283,15 @@ def test_the_only_image_of_a_class_is_named_and_each_remedy_works(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "it's", 'say "a"', "[bold]a", "  a  ", "a" * 240, "\x1b[31ma"])
-def test_odd_names_are_read_and_shown_in_one_line(tmp_path: Path, name: str) -> None:
+def test_odd_names_are_read_and_shown_in_one_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "val"):
         save_picture(tmp_path / split / name / f"{name}.jpg", (8, 8))
     module = make_module(tmp_path)
     assert module.class_names == [name]
+    assert check_data(make_module(tmp_path))
+    capsys.readouterr()
     (tmp_path / "val" / name / f"{name}.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="the file is empty") as error:
         next(iter(module.val_dataloader()))

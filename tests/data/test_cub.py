@@ -7,6 +7,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from folder_cases import NFC, NFD, make_pipe
 from PIL import Image
 
 from litcam.data import CUB200DataModule
@@ -183,3 +184,21 @@ def test_without_network_the_archive_and_its_place_are_named(tmp_path: Path, mon
     monkeypatch.setattr(cub_module, "download_and_extract_archive", fail)
     with pytest.raises(InputError, match=r"CUB_200_2011.tgz cannot be downloaded \(.*no route to host.*unpack it in"):
         make_module(tmp_path, download=True).prepare_data()
+
+
+def test_names_of_the_list_are_found_in_either_form_of_their_accents(tmp_path: Path) -> None:
+    lists = {"images": LISTS["images.txt"].replace("Sooty_2", NFC).replace("Sooty_4", NFD)}
+    folder = make_cub(tmp_path, **lists)
+    for name, form in (("Sooty_2", NFD), ("Sooty_4", NFC)):
+        image = folder / "images" / "002.Sooty_Albatross" / f"{name}.jpg"
+        image.rename(image.with_name(f"{form}.jpg"))
+    assert len(cub_records(tmp_path, "train") + cub_records(tmp_path, "test")) == 3
+
+
+def test_a_pipe_in_the_place_of_a_list_or_an_image_is_named(tmp_path: Path) -> None:
+    folder = make_cub(tmp_path)
+    for path in (folder / "images" / "001.Black_footed_Albatross" / "Black_1.jpg", folder / "bounding_boxes.txt"):
+        path.unlink()
+        make_pipe(path)
+        with pytest.raises(InputError, match=path.name):
+            cub_records(tmp_path, "test")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from folder_cases import clutter, link, make_pipe
 from PIL import Image
 
 from litcam.data import ImageNetDataModule
@@ -273,3 +274,45 @@ def test_the_config_is_accepted_up_to_the_missing_data(
     config = yaml.safe_load(path.read_text())
     monitored = [entry["init_args"].get("monitor") for entry in config["trainer"]["callbacks"]]
     assert {"val/accuracy", "val/agcam/iou"} <= set(monitored)
+
+
+def test_clutter_is_neither_class_nor_image_nor_annotation(tmp_path: Path) -> None:
+    plain, cluttered = make_folders(tmp_path / "plain"), make_folders(tmp_path / "cluttered")
+    make_xml(plain, "val_1", TENCH, 8, 4, 23, 15)
+    make_xml(cluttered, "._val_1", "no", "box", 1, 1, 1)
+    make_xml(cluttered, "val_1", TENCH, 8, 4, 23, 15)
+    for folder in [path for path in cluttered.rglob("*") if path.is_dir()]:
+        clutter(folder)
+    for split in ("train", "val"):
+        found = [list(imagenet_records(root, split)) for root in (plain, cluttered)]  # type: ignore[arg-type]
+        assert [(record.id, record.boxes) for record in found[0]] == [(record.id, record.boxes) for record in found[1]]
+    assert imagenet_class_names(cluttered) == imagenet_class_names(plain)
+
+
+def test_linked_folders_are_followed_and_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    store, root = make_folders(tmp_path / "store"), tmp_path / "root"
+    for name in (TENCH, CRANE, CRANE_BIRD):
+        link(root / "train" / name, store / "train" / name)
+    expected = [record.id for record in imagenet_records(store, "train")]
+    assert [record.id for record in imagenet_records(root, "train")] == expected
+    make_pipe(store / "train" / TENCH / "pipe.JPEG")
+    link(store / "train" / CRANE / "loop.JPEG", "loop.JPEG")
+    with pytest.raises(
+        InputError, match=r"pipe.JPEG: the file cannot be opened \(it is a named pipe, no regular file\)"
+    ):
+        imagenet_records(root, "train")
+    troubles: list[Exception] = []
+    assert [record.id for record in imagenet_records(root, "train", troubles.append)] == expected
+    assert len(troubles) == 2
+
+
+@pytest.mark.parametrize("name", ["LOC_val_solution.csv", "LOC_synset_mapping.txt"])
+def test_a_pipe_in_the_place_of_a_list_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    make_kaggle(tmp_path)
+    (tmp_path / name).unlink()
+    make_pipe(tmp_path / name)
+    if name == "LOC_val_solution.csv":  # as if it were not there
+        with pytest.raises(InputError, match="have no labels"):
+            imagenet_records(tmp_path, "val")
+    else:
+        assert len(imagenet_class_names(tmp_path)) == 1000

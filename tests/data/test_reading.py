@@ -1,14 +1,12 @@
 """Reading files of every mode, and what is said about those that cannot be read."""
 
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_cases import link, make_pipe, make_socket
+from folder_cases import link, make_pipe, make_socket, oversized
 from picture_cases import paint, save_picture, truncate
 from PIL import Image
 
@@ -120,19 +118,6 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 1 << 20, np.int32)).save(tmp_path / "wide.tif")
     with pytest.raises(BadFileError, match="more than 16 bits"):
         read_image(tmp_path / "wide.tif")
-
-
-def oversized(path: Path, width: int, height: int) -> Path:
-    """A small file whose header promises an image of any size."""
-    data = save_picture(path, (64, 64)).read_bytes()
-    if path.suffix == ".png":
-        header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
-        data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    elif path.suffix == ".jpg":
-        place = data.index(b"\xff\xc0") + 5
-        data = data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
-    path.write_bytes(data)
-    return path
 
 
 @pytest.mark.filterwarnings("ignore:Image size .* could be decompression bomb")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from folder_cases import NFC, NFD, make_pipe
 from picture_cases import CONFIG, filled, save_mask, save_picture
 from test_annotations import voc_file, voc_object
 
@@ -169,3 +170,27 @@ def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr(voc, "download_and_extract_archive", fail)
     with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\); fetch https.* and unpack"):
         make_module(tmp_path / "new", download=True).prepare_data()
+
+
+def test_names_of_the_lists_are_found_in_either_form_of_their_accents(root: Path) -> None:
+    base = root / "VOCdevkit" / "VOC2012"
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
+        (base / folder / f"cats.{suffix}").rename(base / folder / f"{NFD}.{suffix}")
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text(f"{NFC}\n", encoding="utf-8")
+    [record] = make_module(root, split_list="segmentation").records("val")
+    assert record.id == NFC
+    assert record.boxes
+    assert record.mask
+
+
+def test_a_pipe_in_the_place_of_an_image_or_its_annotation_is_named(root: Path) -> None:
+    base = root / "VOCdevkit" / "VOC2012"
+    for path, message in (
+        (base / "JPEGImages" / "bare.jpg", "bare.jpg"),
+        (base / "Annotations" / "dogs.xml", "dogs.xml"),
+    ):
+        path.unlink()
+        make_pipe(path)
+        module = make_module(root, on_error="skip")
+        assert len(list(module.usable_records("val"))) < 3
+        assert f"{message}: the file cannot be opened (it is a named pipe, no regular file)" in str(module.left_out)

@@ -1,13 +1,14 @@
 """Reading a dataset of files once before a training, and telling what it holds. Behind ``train.py --check_data``."""
 
 from collections import Counter
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from litcam.data.image_files import ImageFilesDataModule
 from litcam.data.module import ImageDataModule, Split
+from litcam.data.reading import printable
 from litcam.data.records import Record
 from litcam.errors import InputError
 from litcam.progress import track
@@ -51,7 +52,7 @@ def check_data(datamodule: ImageDataModule) -> bool:
 
 def _table(datamodule: ImageFilesDataModule, usable: dict[Split, list[Record]]) -> Table:
     """Images of every class (or the smallest and the largest class), images with boxes and with masks, per split."""
-    table = Table(title=str(Path(datamodule.root)), title_justify="left")
+    table = Table(title=Text(printable(datamodule.root)), title_justify="left")
     table.add_column("images")
     for split in usable:
         table.add_column(split, justify="right")
@@ -61,7 +62,7 @@ def _table(datamodule: ImageFilesDataModule, usable: dict[Split, list[Record]]) 
     }
     if len(names) <= _MOST_CLASSES:
         for index, name in enumerate(names):
-            table.add_row(name, *(str(count[index]) for count in counts.values()))
+            table.add_row(Text(printable(name)), *(str(count[index]) for count in counts.values()))
     else:
         for words, pick in (("fewest of a class", min), ("most of a class", max)):
             cells = (str(pick(count[index] for index in range(len(names)))) for count in counts.values())

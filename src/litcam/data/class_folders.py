@@ -10,9 +10,27 @@ import numpy as np
 from litcam.data.finding import Note, composed, find_files, real_files, subfolders
 from litcam.data.module import Split
 from litcam.data.reading import IMAGE_SUFFIXES, has_utf8_name, printable
+from litcam.errors import InputError
 
 Labelled = list[tuple[Path, str]]  # images, each with the name of its class
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_WORDS = frozenset({*SPLITS, "training", "valid", "validation", "dev", "testing"})  # that people call splits by
+
+
+def check_splits(root: Path, note: Note) -> None:
+    """Refuse folders of splits that would be taken for classes, or not at all.
+
+    Raises:
+        InputError: if train or val is missing beside a folder of folders that has the name of a split.
+    """
+    missing = [split for split in SPLITS[:2] if not (root / split).is_dir()]
+    known = () if "train" in missing else SPLITS
+    for folder in subfolders(root, note) if missing else ():
+        if folder.name.casefold() in _WORDS and folder.name not in known and subfolders(folder, note):
+            raise InputError(
+                f"{printable(root)!r} has a folder {folder.name!r}, but none {missing[0]!r}: call the folders of the "
+                "splits train, val and, if wanted, test."
+            )
 
 
 def labelled_images(folder: Path, pattern: re.Pattern[str] | None, aside: Collection[Path], note: Note) -> Labelled:
@@ -26,22 +44,23 @@ def labelled_images(folder: Path, pattern: re.Pattern[str] | None, aside: Collec
     """
     if not folder.is_dir():
         return []
-    known = {place for path in aside for place in (path, *path.parents)}  # folders of which enough is said
+    known = {top for path in aside if path.is_relative_to(folder) for top in path.relative_to(folder).parts[:1]}
 
     def told(path: Path, trouble: str) -> None:
-        known.update((path, *path.parents))
+        known.update(path.relative_to(folder).parts[:1])  # enough is said of this folder
         note(path, trouble)
 
     labelled = []
     for path in _distinct(find_files(folder, IMAGE_SUFFIXES, told, aside), told):
-        name, trouble = _class_of(path.relative_to(folder), pattern)
+        below = path.relative_to(folder)
+        name, trouble = _class_of(below, pattern)
+        known.add(below.parts[0])
         if trouble:
-            told(path, trouble)
+            note(path, trouble)
         else:
             labelled.append((path, name))
-            known.update(path.parents)
     for empty in subfolders(folder, note) if pattern is None else ():
-        if empty not in known:
+        if empty.name not in known:
             note(empty, "the folder of this class has no image")
     return labelled
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from litcam.data.annotations import Annotation, read_coco, read_csv, read_voc, read_yolo
-from litcam.data.class_folders import SPLITS, Labelled, compare_classes, labelled_images, of_one_class, shared_out
+from litcam.data.class_folders import (
+    SPLITS,
+    Labelled,
+    check_splits,
+    compare_classes,
+    labelled_images,
+    of_one_class,
+    shared_out,
+)
 from litcam.data.finding import Note, composed, find_files, regular
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
@@ -135,6 +143,8 @@ class FolderDataModule(ImageFilesDataModule):
         if self._found is None:
             if not self.root.is_dir():
                 raise InputError(f"root is {printable(self.root)!r}, which is no folder.")
+            if self.class_pattern is None:
+                check_splits(self.root, self.leave_out)
             if (self.root / "train").is_dir():
                 found = of_one_class({split: self._labelled(self.root / split) for split in SPLITS}, self.leave_out)
             else:
