@@ -117,14 +117,19 @@ def test_checking_bad_data_lists_every_file_once_and_leaves_with_1(
 ) -> None:
     truncate(root / "train" / "cat" / "1.jpg")
     (root / "val" / "dog" / "0.jpg").write_bytes(b"")
-    voc_file(root / "xml" / "train" / "dog" / "2.xml", voc_object("dog", (5, 5, 5, 9)))
+    voc_file(root / "xml" / "train" / "dog" / "2.xml", voc_object("dog", (5, 5, 4, 9)))
     with pytest.raises(SystemExit) as left:
         run_train("--check_data")
     assert left.value.code == 1
     printed = capsys.readouterr().out
-    for trouble in ("train/cat/1.jpg: the file is damaged", "val/dog/0.jpg: the file is empty", "dog/2.xml: the box"):
+    for trouble in (
+        "train/cat/1.jpg: the file is damaged",
+        "val/dog/0.jpg: the file is empty",
+        "dog/2.xml: object 1, dog",
+    ):
         assert printed.count(trouble) == 1
-    assert "3 bad files" in printed
+    assert printed.count("train/dog/2.jpg: none of the image's boxes is usable") == 1
+    assert "3 bad files and 1 bad box" in printed
 
 
 def test_a_bad_file_ends_a_run_in_one_sentence(

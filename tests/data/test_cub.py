@@ -89,16 +89,22 @@ def test_without_segmentations_there_is_no_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"images": "1 a/b.jpg extra\n"}, r"images.txt, line 1: '1 a/b.jpg extra' has to be '<image id> <path"),
+        ({"images": "2 a/b.jpg extra\n"}, r"images.txt: line 1: '2 a/b.jpg extra' has to be '<image id> <path"),
         (
             {"bounding_boxes": "1 8 4 16 12\n2 0 0 40\n"},
-            r"bounding_boxes.txt, line 2: '2 0 0 40' has to be '<image id>",
+            r"bounding_boxes.txt: image 2, .*Sooty_2.jpg: the box has to be 4 numbers, not \['0', '0', '40'\]",
         ),
-        ({"bounding_boxes": "1 8 4 16 nan\n"}, r"bounding_boxes.txt, line 1: '1 8 4 16 nan'"),
-        ({"train_test_split": "1 0\n2 yes\n"}, r"train_test_split.txt, line 2: '2 yes'"),
-        ({"image_class_labels": "1 1\n1 2\n"}, r"image_class_labels.txt, line 2: 1 stands there for the second time"),
-        ({"classes": "1 001.A\n3 003.B\n"}, r"classes.txt has to number its 2 classes from 1 to 2"),
-        ({"classes": "1\n"}, r"classes.txt, line 1: '1' has to be '<class id> <name>'"),
+        (
+            {"bounding_boxes": "1 8 4 16 12\n2 0 0 40 nan\n"},
+            r"has to be 4 numbers, not \['0', '0', '40', 'nan'\]",
+        ),
+        ({"train_test_split": "1 0\n2 yes\n"}, r"train_test_split.txt: line 2: '2 yes'"),
+        (
+            {"image_class_labels": "1 1\n2 2\n2 2\n"},
+            "image_class_labels.txt: line 3: 2 stands there for the second",
+        ),
+        ({"classes": "1 001.A\n3 003.B\n"}, r"classes.txt: it has to number its 2 classes from 1 to 2"),
+        ({"classes": "1\n"}, r"classes.txt: line 1: '1' has to be '<class id> <name>'"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, lists: dict[str, str], message: str) -> None:
@@ -115,7 +121,7 @@ UNUSABLE = [
         {"image_class_labels": "1 7\n2 2\n4 2\n"},
         "image_class_labels.txt: image 1 has the class 7, but classes.txt has 1",
     ),
-    ({"bounding_boxes": "1 8 4 0 12\n4 2 3 10 20\n"}, r"the box \(8, 4, 8, 16\) of image 1 has no area"),
+    ({"bounding_boxes": "1 8 4 0 12\n4 2 3 10 20\n"}, r"image 1, .*Black_1.jpg: the box \(8, 4, 0, 12\) has no area"),
     ({"bounding_boxes": "1 40 4 8 12\n4 2 3 10 20\n"}, r"Black_1.jpg: nothing of the box \(40, 4, 48, 16\) lies in"),
     ({"images": "1 a/none.jpg\n4 002.Sooty_Albatross/Sooty_4.jpg\n"}, "none.jpg: images.txt lists it, but it is not"),
 ]
@@ -141,13 +147,13 @@ def test_a_missing_mask_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(LISTS))
 def test_a_missing_list_is_named(tmp_path: Path, name: str) -> None:
     (make_cub(tmp_path) / name).unlink()
-    with pytest.raises(InputError, match=rf"{name} is missing; unpack CUB_200_2011.tgz again"):
+    with pytest.raises(InputError, match=rf"{name}: the file is missing; unpack CUB_200_2011.tgz again"):
         cub_records(tmp_path, "val")
 
 
 def test_a_list_that_is_not_text_is_named(tmp_path: Path) -> None:
     (make_cub(tmp_path) / "images.txt").write_bytes(b"1 \xff\n")
-    with pytest.raises(InputError, match=r"images.txt cannot be read \('utf-8'"):
+    with pytest.raises(InputError, match=r"images.txt: the file is not UTF-8 text"):
         cub_records(tmp_path, "val")
 
 

@@ -182,12 +182,18 @@ def test_validation_images_without_labels_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("solution", "message"),
     [
-        ("image,boxes\n", "has to begin with the line 'ImageId,PredictionString'"),
-        (f"ImageId,PredictionString\nval_1,{TENCH} 8 4 23\n", f"line 2: '{TENCH} 8 4 23' has to be 'synset x0 y0 x1"),
-        (f"ImageId,PredictionString\nval_1,{TENCH} 8 4 23 x\n", "line 2: .* has to be 'synset x0 y0 x1 y1'"),
-        ("ImageId,PredictionString\nval_1,\n", "line 2: '' has to be"),
-        ("ImageId,PredictionString\nval_1\n", "line 2: None has to be"),
-        (SOLUTION + SOLUTION.splitlines()[-1], "line 4: val_1 stands there for the second time"),
+        ("image,boxes\n", "the columns ImageId, PredictionString are missing"),
+        (
+            f"ImageId,PredictionString\nval_1,{TENCH} 8 4 23\n",
+            f"of val_1: '{TENCH} 8 4 23' has to be 'synset x0 y0 x1",
+        ),
+        (
+            f"ImageId,PredictionString\nval_1,{TENCH} 8 4 23 x\n",
+            r"object 1 of val_1: the box has .*, not \['8', '4', '23', 'x'\]",
+        ),
+        ("ImageId,PredictionString\nval_1,\n", "line 2, of val_1: '' has to be"),
+        ("ImageId,PredictionString\nval_1\n", "line 2, of val_1: '' has to be"),
+        (SOLUTION + SOLUTION.splitlines()[-1], "line 4, of val_1: val_1 stands there for the second time"),
     ],
 )
 def test_a_line_of_the_list_that_cannot_be_read_is_named(tmp_path: Path, solution: str, message: str) -> None:
@@ -199,13 +205,13 @@ def test_a_line_of_the_list_that_cannot_be_read_is_named(tmp_path: Path, solutio
 @pytest.mark.parametrize("mapping", [f"{TENCH} tench\n{CRANE}\n", f"{TENCH} tench\n{TENCH} fish\n"])
 def test_a_line_of_the_mapping_that_cannot_be_read_is_named(tmp_path: Path, mapping: str) -> None:
     make_kaggle(tmp_path, mapping=mapping)
-    with pytest.raises(InputError, match=r"LOC_synset_mapping.txt, line 2: .* has to be a synset, new in the file"):
+    with pytest.raises(InputError, match=r"LOC_synset_mapping.txt: line 2: .* has to be a synset, new in the file"):
         imagenet_class_names(tmp_path)
 
 
 def test_lists_that_are_not_text_are_named(tmp_path: Path) -> None:
     (make_kaggle(tmp_path) / "LOC_synset_mapping.txt").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"LOC_synset_mapping.txt cannot be read \('utf-8'"):
+    with pytest.raises(InputError, match=r"LOC_synset_mapping.txt: the file is not UTF-8 text"):
         imagenet_class_names(tmp_path)
 
 
@@ -218,7 +224,10 @@ def test_lists_that_are_not_text_are_named(tmp_path: Path) -> None:
             "val_1.JPEG: the image has no annotation, and so no label",
         ),
         (SOLUTION.replace(TENCH, "n00000001"), "val_1.JPEG: its annotation names none of the 3 classes; they are the"),
-        (SOLUTION.replace("8 4 23", "8 4 7"), r"solution.csv: line 3: the box \(8, 4, 8, 16\) of val_1 has no area"),
+        (
+            SOLUTION.replace("8 4 23", "8 4 7"),
+            r"line 3, object 1 of val_1: the box \(8, 4, 7, 15\) has no area",
+        ),
         (SOLUTION.replace("8 4 23", "40 4 50"), r"val_1.JPEG: nothing of the box \(40, 4, 51, 16\) lies in the image"),
     ],
 )
@@ -233,9 +242,9 @@ def test_an_image_that_is_not_usable_is_named_or_left_out(tmp_path: Path, soluti
 @pytest.mark.parametrize("by_synset", [True, False])
 def test_an_xml_file_that_is_not_usable_takes_its_image_along(tmp_path: Path, by_synset: bool) -> None:
     root = make_folders(tmp_path) if by_synset else make_kaggle(tmp_path, solution=None) / "ILSVRC"
-    make_xml(root, "val_1", TENCH, 8, 4, 8, 15)
+    make_xml(root, "val_1", TENCH, 8, 4, 7, 15)
     make_xml(root, "val_2", CRANE, 0, 0, 39, 23)
-    message = r"val_1.xml: the box \(8, 4, 8, 15\) of n01440764 has no area"
+    message = r"val_1.xml: object 1, n01440764: the box \(8, 4, 7, 15\) has no area"
     with pytest.raises(InputError, match=message):
         imagenet_records(tmp_path, "val")
     with pytest.warns(UserWarning, match=message):

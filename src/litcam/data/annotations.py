@@ -1,16 +1,15 @@
 """Readers of box annotations: VOC XML, COCO JSON, YOLO text and CSV. Each error names the file. Knows no image."""
 
-import csv
-import json
-import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
-from xml.etree import ElementTree
 
-from litcam.data.finding import regular, trouble_with
-from litcam.data.reading import bad_file, shown_box
+from litcam.data.boxes import BadBoxError, BoxFormat, Size, bad_box, corners_of_sides, read_numbers
+from litcam.data.parsing import read_json, read_lines, read_rows, read_xml
+from litcam.data.reading import BadFileError, LeaveOut, bad_file, refuse
 from litcam.data.records import Box
 
 
@@ -19,83 +18,88 @@ class Annotation:
     """The objects of one image.
 
     Attributes:
-        boxes: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
-        names: class name of each box.
+        boxes: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, or what is wrong with the box.
+        names: class name of each box; "" where it cannot be told, which no usable box has.
         size: (width, height) of the image, where the annotation says so.
     """
 
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[Box | BadBoxError, ...] = ()
     names: tuple[str, ...] = ()
-    size: tuple[int, int] | None = None
+    size: Size | None = None
 
 
-def read_voc(path: Path, difficult: bool = True) -> Annotation:
-    """The objects of a VOC XML file; its 1-based inclusive pixels become 0-based with exclusive ends.
+Objects = list[tuple[Box | BadBoxError, str]]  # of one image: each box with the name of its class
+Annotations = dict[str, Annotation | BadFileError]  # by the names of images, some of whose entries are not usable
+
+_CSV = BoxFormat()
+_COCO = BoxFormat(corners_of_sides, text=False)
+_COLUMNS = ("path", "x0", "y0", "x1", "y1", "label")
+_YOLO_LINE = re.compile(r"[0-9]+(\s+[0-9.,eE+-]+){4,}")
+_ROUNDING = 1e-3  # by which YOLO's shares may go beyond 0 and 1
+
+
+def read_voc(path: Path, difficult: bool = True, first_pixel: int = 1) -> Annotation:
+    """The objects of a VOC XML file; its inclusive pixels become 0-based with exclusive ends.
 
     Args:
         path: of the file.
         difficult: whether objects marked as difficult are wanted.
+        first_pixel: number of the first pixel: 1 in VOC, 0 in ImageNet.
 
     Raises:
-        BadFileError: if the file is missing or no such XML, its size is 0 by 0, or a box has no area or lies outside.
+        BadFileError: if the file is missing or no such XML, or the size that it says is none.
     """
-    try:
-        tree = ElementTree.fromstring(_read_bytes(path))
-    except ElementTree.ParseError as error:
-        raise bad_file(path, f"the file is not valid XML ({error})") from None
-    size = _voc_size(path, tree.find("size"))
-    boxes, names = [], []
-    for node in tree.iter("object"):
+    root = read_xml(path)
+    if root.tag != "annotation":
+        raise bad_file(path, f"the file is no VOC annotation: its root is <{shortened(root.tag)[1:-1]}>")
+    node = root.find("size")
+    size = None if node is None else _size(path, [node.findtext("width"), node.findtext("height")], text=True)
+    form = BoxFormat(
+        lambda x0, y0, x1, y1: (x0 - first_pixel, y0 - first_pixel, x1 - first_pixel, y1 - first_pixel), end=1
+    )
+    objects: Objects = []
+    for number, node in enumerate(root.iter("object"), start=1):
         name, flag = (node.findtext("name") or "").strip(), (node.findtext("difficult") or "0").strip()
-        if not name:
-            raise bad_file(path, "an object has no name")
+        if flag == "1" and not difficult:
+            continue
         corners = [node.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
-        x0, y0, x1, y1 = _numbers(path, f"the box of {name}", corners)
-        if x1 <= x0 or y1 <= y0:
-            raise bad_file(path, f"the box {shown_box((x0, y0, x1, y1))} of {name} has no area")
-        if difficult or flag != "1":
-            boxes.append((x0 - 1, y0 - 1, x1, y1))
-            names.append(name)
-    _check_boxes(path, boxes, size)
-    return Annotation(tuple(boxes), tuple(names), size)
+        where = f"object {number}"
+        box = form.read(path, f"{where}, {name}", corners, size) if name else bad_box(path, where, "it has no name")
+        objects.append((box, name))
+    return _annotation(objects, size)
 
 
-def read_coco(path: Path) -> dict[str, Annotation]:
+def read_coco(path: Path, leave_out: LeaveOut = refuse) -> Annotations:
     """The objects of each image of a COCO JSON file, by its ``file_name``; crowd regions are left out.
 
+    Args:
+        path: of the file.
+        leave_out: takes the error of each entry that belongs to no image; by default it raises them.
+
     Raises:
-        BadFileError: if the file is missing or no such JSON, an annotation is of an unknown image or category, or a box
-            has no area or lies outside.
+        BadFileError: if the file is missing or no such JSON.
     """
-    try:
-        data = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise bad_file(path, f"the file is not valid JSON ({error})") from None
-    try:
-        categories = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
-        images = {entry["id"]: entry for entry in data["images"]}
-        objects: dict[Any, list[tuple[Box, str]]] = {key: [] for key in images}
-        for entry in data["annotations"]:
-            if entry["image_id"] not in images:
-                raise bad_file(path, f"an annotation is of the image {entry['image_id']!r}, which images does not list")
-            if entry["category_id"] not in categories:
-                raise bad_file(path, f"an annotation is of the unknown category {entry['category_id']!r}")
-            if entry.get("iscrowd"):
-                continue
-            x, y, width, height = _numbers(path, "a bbox", entry["bbox"])
-            objects[entry["image_id"]].append(((x, y, x + width, y + height), categories[entry["category_id"]]))
-        found = {}
-        for key, entry in images.items():
-            size = (int(entry["width"]), int(entry["height"])) if {"width", "height"} <= entry.keys() else None
-            boxes = tuple(box for box, _ in objects[key])
-            _check_boxes(path, boxes, size)
-            found[str(entry["file_name"])] = Annotation(boxes, tuple(name for _, name in objects[key]), size)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise bad_file(path, f"the file is not a COCO annotation ({type(error).__name__}: {error})") from None
+    data = read_json(path)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise bad_file(path, f"the file is not a COCO annotation: it has no list of {key}")
+    categories = _coco_categories(path, data["categories"])
+    images, found = _coco_images(path, data["images"], leave_out)
+    objects: dict[Any, Objects] = {key: [] for key in images}
+    for number, entry in enumerate(data["annotations"]):
+        image = _key(entry, "image_id")
+        if image not in images:
+            where = f"annotations[{number}]"
+            trouble = f"it is of the image {_entry(entry, 'image_id')}, which images does not list"
+            leave_out(bad_box(path, where, trouble))
+        elif entry.get("iscrowd") != 1:
+            objects[image].append(_coco_object(path, number, entry, images[image], categories))
+    for key, (name, size) in images.items():
+        found.setdefault(name, _annotation(objects[key], size))
     return found
 
 
-def read_yolo(path: Path, size: tuple[int, int], names: Sequence[str]) -> Annotation:
+def read_yolo(path: Path, size: Size, names: Sequence[str]) -> Annotation:
     """The objects of a YOLO text file: lines of class, centre x, centre y, width and height, as shares of the sides.
 
     Args:
@@ -104,92 +108,135 @@ def read_yolo(path: Path, size: tuple[int, int], names: Sequence[str]) -> Annota
         names: class names by number.
 
     Raises:
-        BadFileError: if the file is missing, a line has another form, or a box has no area or lies outside.
+        BadFileError: if the file is missing or no text.
     """
-    boxes, found = [], []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        label, *shares = line.split()
-        if not label.isdecimal() or int(label) >= len(names):
-            raise bad_file(path, f"line {number} has the class {label!r}; there are 0 to {len(names) - 1}")
-        x, y, width, height = _numbers(path, f"line {number}", shares)
+
+    def corners(x: float, y: float, width: float, height: float) -> Box:
+        if not all(-_ROUNDING <= share <= 1 + _ROUNDING for share in (x, y, width, height)):
+            shown = ", ".join(f"{share:g}" for share in (x, y, width, height))
+            raise ValueError(f"({shown}) has to be in shares of the image's sides, 0 to 1")
         left, top = (x - width / 2) * size[0], (y - height / 2) * size[1]
-        boxes.append((left, top, left + width * size[0], top + height * size[1]))
-        found.append(names[int(label)])
-    _check_boxes(path, boxes, size)
-    return Annotation(tuple(boxes), tuple(found))
+        return left, top, left + width * size[0], top + height * size[1]
+
+    form, numbers, objects = BoxFormat(corners), {str(number): name for number, name in enumerate(names)}, Objects()
+    for number, line in read_lines(path):
+        label, *shares = line.split()
+        name = numbers.get(label.lstrip("0") or "0", "")
+        where = f"line {number}"
+        trouble = f"it has the class {shortened(label)}; there are 0 to {len(names) - 1}"
+        objects.append((form.read(path, where, shares, size) if name else bad_box(path, where, trouble), name))
+    return _annotation(objects)
 
 
-def read_csv(path: Path) -> dict[str, Annotation]:
+def is_yolo(path: Path) -> bool:
+    """Whether a text file has a line of YOLO's form, as a list of files or a README has not."""
+    try:
+        return any(_YOLO_LINE.fullmatch(line) for _, line in read_lines(path))
+    except BadFileError:
+        return False
+
+
+def read_csv(path: Path, leave_out: LeaveOut = refuse) -> Annotations:
     """The objects of each image of a CSV file with the columns path, x0, y0, x1, y1 and label; x1 and y1 are exclusive.
 
+    Args:
+        path: of the file.
+        leave_out: takes the error of each row that belongs to no image; by default it raises them.
+
     Raises:
-        BadFileError: if the file is missing, a column is, or a box is not of numbers, has no area or lies outside.
+        BadFileError: if the file is missing or no CSV, or a column is.
     """
-    columns = ("path", "x0", "y0", "x1", "y1", "label")
-    rows = csv.DictReader(_read_text(path).splitlines())
-    missing = [column for column in columns if column not in (rows.fieldnames or ())]
-    if missing:
-        raise bad_file(path, f"the columns {', '.join(missing)} are missing; needed are {', '.join(columns)}")
-    found: dict[str, tuple[list[Box], list[str]]] = {}
-    for row in rows:
-        where = f"line {rows.line_num}"
-        if not row["path"] or not row["label"]:
-            raise bad_file(path, f"{where} has no path or no label")
-        box = _numbers(path, where, [row[key] for key in columns[1:5]])
-        _check_boxes(path, [box], None)
-        boxes, names = found.setdefault(row["path"], ([], []))
-        boxes.append(box)
-        names.append(row["label"])
-    return {name: Annotation(tuple(boxes), tuple(names)) for name, (boxes, names) in found.items()}
+    found: dict[str, Objects] = {}
+    for line, (image, *corners, name), whole in read_rows(path, _COLUMNS):
+        where = f"line {line}" + f", of {image}" * bool(image)
+        if image and name and whole:
+            box: Box | BadBoxError = _CSV.read(path, where, corners)
+        else:
+            missing = "it has no path" if not image else "it has no label"
+            box = bad_box(path, where, missing if whole else "it has not as many values as there are columns")
+        if isinstance(box, BadBoxError) and not image:
+            leave_out(box)
+        else:
+            found.setdefault(image, []).append((box, name))
+    return {image: _annotation(objects) for image, objects in found.items()}
 
 
-def _voc_size(path: Path, node: ElementTree.Element | None) -> tuple[int, int] | None:
-    if node is None:
-        return None
-    width, height = _of_numbers(path, "its size", [node.findtext("width"), node.findtext("height")], 2)
-    if width < 1 or height < 1:
-        raise bad_file(path, f"it says that the image is {width:g} by {height:g}")
-    return int(width), int(height)
+def _annotation(objects: Objects, size: Size | None = None) -> Annotation:
+    return Annotation(tuple(box for box, _ in objects), tuple(name for _, name in objects), size)
 
 
-def _check_boxes(path: Path, boxes: Iterable[Box], size: tuple[int, int] | None) -> None:
-    for x0, y0, x1, y1 in boxes:
-        shown = shown_box((x0, y0, x1, y1))
-        if not (x1 > x0 and y1 > y0):
-            raise bad_file(path, f"the box {shown} has no area")
-        if x1 <= 0 or y1 <= 0 or (size is not None and (x0 >= size[0] or y0 >= size[1])):
-            beyond = f" of {size[0]} by {size[1]}" if size else ""
-            raise bad_file(path, f"the box {shown} lies outside the image{beyond}")
+def _coco_categories(path: Path, entries: list[Any]) -> dict[Any, str]:
+    """The name of each category by its id."""
+    categories: dict[Any, str] = {}
+    for number, entry in enumerate(entries):
+        key, name = _key(entry, "id"), _name(entry, "name")
+        if key is None or not name or key in categories:
+            raise bad_file(path, f"categories[{number}] has to have a name, and an id that no other category has")
+        categories[key] = name
+    return categories
 
 
-def _numbers(path: Path, what: str, values: Any) -> Box:
-    x0, y0, x1, y1 = _of_numbers(path, what, values, 4)
-    return x0, y0, x1, y1
+def _coco_images(
+    path: Path, entries: list[Any], leave_out: LeaveOut
+) -> tuple[dict[Any, tuple[str, Size | None]], Annotations]:
+    """The name and the size of each image by its id; and what is wrong with images, by name."""
+    images: dict[Any, tuple[str, Size | None]] = {}
+    troubles: Annotations = {}
+    names: dict[str, Any] = {}
+    for number, entry in enumerate(entries):
+        key, name = _key(entry, "id"), _name(entry, "file_name")
+        if key is None or not name:
+            leave_out(bad_file(path, f"images[{number}] has no id or no file_name"))
+            continue
+        try:
+            sides = [entry.get("width"), entry.get("height")]
+            size = _size(path, sides, False, f"the image {name}") if entry.keys() & {"width", "height"} else None
+        except BadFileError as error:
+            size, troubles[name] = None, error
+        other = images.setdefault(key, (name, size))
+        if other != (name, size):
+            trouble = f"the image {name} has the id {shortened(key)}, as {other[0]} has"
+            troubles[name] = troubles[other[0]] = bad_file(path, trouble)
+        elif names.setdefault(name, key) != key:
+            troubles[name] = bad_file(path, f"the image {name} stands there for the second time, with another id")
+    return images, troubles
 
 
-def _of_numbers(path: Path, what: str, values: Any, count: int) -> list[float]:
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise bad_file(path, f"{what} has to be {count} numbers, not {values!r}")
-    return numbers
+def _coco_object(
+    path: Path, number: int, entry: Mapping[str, Any], image: tuple[str, Size | None], categories: Mapping[Any, str]
+) -> tuple[Box | BadBoxError, str]:
+    """The box of an annotation and the name of its class."""
+    name, size = image
+    label = categories.get(_key(entry, "category_id"), "")
+    which = shortened(entry["id"]) if "id" in entry else f"[{number}]"
+    where = f"annotation {which} of {name}"
+    if not label:
+        return bad_box(path, where, f"it is of the unknown category {_entry(entry, 'category_id')}"), ""
+    if entry.get("iscrowd") not in (0, None):
+        return bad_box(path, where, f"its iscrowd is {_entry(entry, 'iscrowd')}, not 0 or 1"), label
+    return _COCO.read(path, where, entry.get("bbox"), size), label
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return regular(path).read_bytes()
-    except FileNotFoundError:
-        raise bad_file(path, "the file does not exist") from None
-    except OSError as error:
-        raise bad_file(path, trouble_with(path) or f"the file cannot be opened ({error.strerror})") from None
+def _entry(entry: Any, key: str) -> str:
+    return shortened(entry.get(key)) if isinstance(entry, dict) else "None"
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return _read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise bad_file(path, "the file is not UTF-8 text") from None
+def _key(entry: Any, key: str) -> int | float | str | None:
+    """An id, or None where there is none."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, int | float | str) else None
+
+
+def _name(entry: Any, key: str) -> str:
+    """A name that can be written, or an empty one where there is none; the number that a class may be called by too."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    name = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    return "" if any(character < " " or "\ud800" <= character <= "\udfff" for character in name) else name
+
+
+def _size(path: Path, sides: list[Any], text: bool, what: str = "the image") -> Size:
+    numbers = read_numbers(sides, 2, text)
+    if numbers is None or min(numbers) < 1 or any(number % 1 for number in numbers):
+        width, height = (str(side).strip() if text else shortened(side) for side in sides)
+        raise bad_file(path, f"it says that {what} is {width} by {height}")
+    return int(numbers[0]), int(numbers[1])

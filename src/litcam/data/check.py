@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from litcam.data.boxes import counted
 from litcam.data.image_files import ImageFilesDataModule
 from litcam.data.module import ImageDataModule, Split
 from litcam.data.reading import printable
@@ -17,13 +18,13 @@ _MOST_CLASSES = 40  # that are listed one by one
 
 
 def check_data(datamodule: ImageDataModule) -> bool:
-    """Read every image, annotation and mask once; print the images of each class and split, and every bad file.
+    """Read every image, annotation and mask once; print the images of each class and split, every bad file and box.
 
     Args:
         datamodule: of image files.
 
     Returns:
-        Whether every file is usable.
+        Whether every file and every box is usable.
 
     Raises:
         InputError: if the data are not read from files, or are not there.
@@ -35,18 +36,18 @@ def check_data(datamodule: ImageDataModule) -> bool:
     usable: dict[Split, list[Record]] = {}
     for split in datamodule.splits:
         records = datamodule.records(split)
-        troubles = track(datamodule.check_records(records), split, len(records))
+        checked = track(datamodule.check_records(records), split, len(records))
         usable[split] = []
-        for record, trouble in zip(records, troubles, strict=True):
-            if trouble is None:
-                usable[split].append(record)
-            else:
+        for record, troubles in checked:
+            for trouble in troubles:
                 datamodule.note(trouble)
+            if record is not None:
+                usable[split].append(record)
     console = Console()
     console.print(_table(datamodule, usable))
     for sentence in datamodule.left_out:
         console.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{len(datamodule.left_out)} bad files" if datamodule.left_out else "Every file is usable.")
+    console.print(counted(list(datamodule.left_out.values()), "bad ") or "Every file is usable.")
     return not datamodule.left_out
 
 

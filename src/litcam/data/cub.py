@@ -1,19 +1,20 @@
 """CUB-200-2011, the Caltech-UCSD Birds: 200 species, the official split, a box each, masks where they are unpacked."""
 
-import math
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from torchvision.datasets.utils import download_and_extract_archive
 
+from litcam.data.boxes import BoxFormat, corners_of_sides, with_boxes
 from litcam.data.download import downloading
-from litcam.data.finding import regular
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
-from litcam.data.reading import BadFileError, LeaveOut, bad_file, refuse, shown_box
-from litcam.data.records import Box, Record
+from litcam.data.parsing import read_lines
+from litcam.data.reading import BadFileError, LeaveOut, bad_file, refuse
+from litcam.data.records import Record
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
 
@@ -36,39 +37,40 @@ def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = refuse) ->
         root: the folder ``CUB_200_2011`` as its archive unpacks, or the one that holds it; ``segmentations`` lies in
             it or beside it.
         split: ``"train"``, or ``"val"`` and ``"test"``, which both are the official test split.
-        leave_out: takes the error of each image that is missing, stands in one list and not in another, or has a box
-            without area or no mask although others have; by default it raises them.
+        leave_out: takes the error of each image that is missing, stands in one list and not in another, has a line that
+            cannot be read, a box that is not usable, or no mask although others have; by default it raises them.
 
     Raises:
-        InputError: if a list is missing or a line of it cannot be read.
+        InputError: if a list is missing or cannot be read.
     """
     check_choice("split", split, ("train", "val", "test"))
     folder = _find_folder(Path(root))
     images = _read_list(folder / "images.txt", "<image id> <path in images>", _name)
     in_training = _read_list(folder / "train_test_split.txt", "<image id> <1 for training, else 0>", _flag)
     labels = _read_list(folder / "image_class_labels.txt", "<image id> <class id>", _number)
-    boxes = _read_list(folder / "bounding_boxes.txt", "<image id> <x> <y> <width> <height>", _box)
+    boxes = _read_list(folder / "bounding_boxes.txt", "<image id> <x> <y> <width> <height>", _words)
     num_classes = len(cub_class_names(folder))
     segmentations = _segmentations(folder)
     records = []
-    for image, name in images.items():
+    for image in images.values:
         try:
-            if _line_of(image, in_training, folder / "train_test_split.txt") != (split == "train"):
+            if in_training.of(image) != (split == "train"):
                 continue
-            label = _line_of(image, labels, folder / "image_class_labels.txt") - 1
+            label = labels.of(image) - 1
             if not 0 <= label < num_classes:
                 trouble = f"image {image} has the class {label + 1}, but classes.txt has 1 to {num_classes}"
-                raise bad_file(folder / "image_class_labels.txt", trouble)
-            box = _line_of(image, boxes, folder / "bounding_boxes.txt")
-            if box[2] <= box[0] or box[3] <= box[1]:
-                trouble = f"the box {shown_box(box)} of image {image} has no area"
-                raise bad_file(folder / "bounding_boxes.txt", trouble)
+                raise bad_file(labels.path, trouble)
+            name = images.of(image)
+            box = _BOX.read(boxes.path, f"image {image}, {name}", boxes.of(image))
             path = _existing(folder / "images", name)
             mask = segmentations and _existing(segmentations, str(Path(name).with_suffix(".png")))
         except BadFileError as error:
             leave_out(error)
-        else:
-            records.append(Record(path, (label,), path.stem, (box,), (label,), mask, mask_values="object"))
+            continue
+        record = Record(path, (label,), path.stem, mask=mask, mask_values="object")
+        usable = with_boxes(record, [box], [label], leave_out)
+        if usable is not None:
+            records.append(usable)
     return records
 
 
@@ -80,9 +82,10 @@ def cub_class_names(root: str | Path) -> list[str]:
     """
     path = _find_folder(Path(root)) / "classes.txt"
     names = _read_list(path, "<class id> <name>", _name)
-    if sorted(names) != list(range(1, len(names) + 1)):
-        raise InputError(f"{path} has to number its {len(names)} classes from 1 to {len(names)}.")
-    return [names[number].split(".", 1)[-1].replace("_", " ") for number in sorted(names)]
+    count = len(names.values)
+    if sorted(names.values) != list(range(1, count + 1)):
+        raise bad_file(path, f"it has to number its {count} classes from 1 to {count}")
+    return [names.of(number).split(".", 1)[-1].replace("_", " ") for number in range(1, count + 1)]
 
 
 def download_cub(root: str | Path) -> None:
@@ -128,25 +131,41 @@ def _segmentations(folder: Path) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
-def _read_list(path: Path, form: str, parse: Callable[..., T]) -> dict[int, T]:
+@dataclass(frozen=True)
+class _List(Generic[T]):
+    """A list of the archive: what it says of each number, or what is wrong with the number's line."""
+
+    path: Path
+    values: dict[int, T | BadFileError]
+
+    def of(self, number: int) -> T:
+        if number not in self.values:
+            raise bad_file(self.path, f"there is no line for image {number} of images.txt")
+        value = self.values[number]
+        if isinstance(value, BadFileError):
+            raise value
+        return value
+
+
+def _read_list(path: Path, form: str, parse: Callable[..., T]) -> _List[T]:
     """The lines of a list: what ``parse`` makes of the words after the number that begins them, by that number."""
-    try:
-        lines = regular(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; unpack {ARCHIVES[FOLDER][1]} again.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from error
-    rows: dict[int, T] = {}
-    for number, line in enumerate(lines, 1):
+    if not path.exists():
+        raise bad_file(path, f"the file is missing; unpack {ARCHIVES[FOLDER][1]} again")
+    values: dict[int, T | BadFileError] = {}
+    for line, text in read_lines(path):
+        first, *words = text.split()
+        wrong = bad_file(path, f"line {line}: {text!r} has to be {form!r}")
         try:
-            first, *words = line.split()
-            key, value = int(first), parse(*words)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}, line {number}: {line!r} has to be {form!r}.") from error
-        if key in rows:
-            raise InputError(f"{path}, line {number}: {key} stands there for the second time.")
-        rows[key] = value
-    return rows
+            number = _number(first)
+        except ValueError:
+            raise wrong from None
+        try:
+            value: T | BadFileError = parse(*words)
+        except (KeyError, TypeError, ValueError):
+            value = wrong
+        again = number in values
+        values[number] = bad_file(path, f"line {line}: {number} stands there for the second time") if again else value
+    return _List(path, values)
 
 
 def _name(word: str) -> str:
@@ -154,6 +173,8 @@ def _name(word: str) -> str:
 
 
 def _number(word: str) -> int:
+    if not (word.isascii() and word.isdecimal()):
+        raise ValueError("no number")
     return int(word)
 
 
@@ -161,18 +182,11 @@ def _flag(word: str) -> bool:
     return {"0": False, "1": True}[word]
 
 
-def _box(x: str, y: str, width: str, height: str) -> Box:
-    """Corners (x0, y0, x1, y1); the ends are exclusive as they are, for x + width is the first column beyond."""
-    box = float(x), float(y), float(x) + float(width), float(y) + float(height)
-    if not all(map(math.isfinite, box)):
-        raise ValueError("not finite")
-    return box
+def _words(*words: str) -> list[str]:
+    return list(words)
 
 
-def _line_of(image: int, rows: dict[int, T], path: Path) -> T:
-    if image not in rows:
-        raise bad_file(path, f"there is no line for image {image} of images.txt")
-    return rows[image]
+_BOX = BoxFormat(corners_of_sides)  # x + width is the first column beyond: the ends are exclusive as they are
 
 
 def _existing(folder: Path, name: str) -> Path:

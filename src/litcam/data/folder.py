@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from litcam.data.annotations import Annotation, read_coco, read_csv, read_voc, read_yolo
+from litcam.data.annotations import Annotation, is_yolo, read_coco, read_csv, read_voc, read_yolo
+from litcam.data.boxes import BadBoxError, bad_box, with_boxes
 from litcam.data.class_folders import (
     SPLITS,
     Labelled,
@@ -17,12 +18,13 @@ from litcam.data.class_folders import (
     of_one_class,
     shared_out,
 )
-from litcam.data.finding import Note, composed, find_files, regular
+from litcam.data.finding import Note, composed, find_files
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
 from litcam.data.pairing import Source, pair, parts_of
-from litcam.data.reading import BadFileError, bad_file, image_size, printable
-from litcam.data.records import MaskValues, Record
+from litcam.data.parsing import read_lines
+from litcam.data.reading import BadFileError, LeaveOut, bad_file, image_size, noting, printable
+from litcam.data.records import Box, MaskValues, Record
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
 
@@ -49,8 +51,8 @@ class FolderDataModule(ImageFilesDataModule):
         val_share: of each class's images without split folders.
         test_share: the same, for test.
         boxes: format of the boxes: ``"voc"`` XML files (1-based, inclusive), ``"coco"`` JSON, ``"yolo"`` text files
-            with ``classes.txt``, or ``"csv"`` with the columns path, x0, y0, x1, y1 (exclusive) and label; every image
-            has to have an annotation.
+            with ``classes.txt``, or ``"csv"`` with the columns path, x0, y0, x1, y1 (exclusive) and label. Every image
+            has to have an annotation; only of ``"yolo"`` one without has no object.
         boxes_path: file (coco, csv) or folder of the boxes, seen from ``root``; by default ``root`` itself.
         masks: folder of the masks, PNG, seen from ``root``.
         mask_values: ``"object"``: above half of the largest value is the object; ``"classes"``: k is the class of index
@@ -115,24 +117,20 @@ class FolderDataModule(ImageFilesDataModule):
             try:
                 objects = None if annotations is None else _of(annotations, path, "annotation").read(path)
                 mask = None if masks is None else _of(masks, path, "mask").path
-                records.append(self._record(path, name, indices, objects, mask))
             except BadFileError as error:
                 self.note(error)
+                continue
+            record = self._record(path, indices[name], objects, mask)
+            kept = record if objects is None else with_boxes(record, *_of_classes(path, objects, indices), self.note)
+            if kept is not None:
+                records.append(kept)
         return records
 
-    def _record(
-        self, path: Path, name: str, indices: Mapping[str, int], objects: Annotation | None, mask: Path | None
-    ) -> Record:
-        names = [composed(label) for label in objects.names] if objects else []
-        unknown = sorted(set(names) - indices.keys())
-        if unknown:
-            raise bad_file(path, f"its annotation has the class {', '.join(unknown)}, of which train has no image")
+    def _record(self, path: Path, label: int, objects: Annotation | None, mask: Path | None) -> Record:
         return Record(
             path=path,
-            labels=(indices[name],),
+            labels=(label,),
             id=composed(path.relative_to(self.root).as_posix()),
-            boxes=objects.boxes if objects else None,
-            box_labels=tuple(indices[label] for label in names),
             mask=mask,
             mask_values=self.mask_values,
             size=objects.size if objects else None,
@@ -167,20 +165,34 @@ class FolderDataModule(ImageFilesDataModule):
         """The annotation and the mask of each image, found once; None where none are asked for."""
         if self._sources is None:
             images = [path for found in self._images().values() for path, _ in found]
-            boxes = None if self.boxes is None else _box_sources(self.boxes, self.boxes_path, self.leave_out)
+            boxes = None if self.boxes is None else _box_sources(self.boxes, self.boxes_path, self.note)
             masks = None if self.masks is None else _mask_sources(self.masks, self.leave_out)
-            self._sources = (
-                None if boxes is None else self._match(images, boxes, "annotation"),
-                None if masks is None else self._match(images, masks, "mask"),
-            )
+            matched = None if boxes is None else self._match(images, boxes, "annotation")
+            if self.boxes == "yolo" and boxes is not None and matched is not None:
+                matched = self._with_background(images, boxes, matched)
+            self._sources = matched, None if masks is None else self._match(images, masks, "mask")
         return self._sources
 
     def _match(self, images: list[Path], sources: "list[_Source]", kind: str) -> "dict[Path, _Source]":
         parts = [parts_of(path.relative_to(self.root)) for path in images]
         pairs, troubles = pair(parts, [source.image for source in sources], kind)
         for index, trouble in troubles.items():
-            self.leave_out(sources[index].path, trouble)
+            if sources[index].is_one():
+                self.leave_out(sources[index].path, trouble)
         return {images[image]: sources[source] for image, source in pairs.items()}
+
+    def _with_background(
+        self, images: list[Path], sources: "list[_Source]", matched: "dict[Path, _Source]"
+    ) -> "dict[Path, _Source]":
+        """YOLO's convention: an image without a text file has no object, unless a file of its name went to no image."""
+        if not matched:
+            place = printable(self.boxes_path)
+            raise InputError(f"No image has a text file of its name in {place}; boxes_path is where YOLO's boxes are.")
+        used = {source.path for source in matched.values()}
+        doubtful = {source.image.parts[-1] for source in sources if source.path not in used}
+        plain = [path for path in images if path not in matched]
+        sure = [path for path in plain if doubtful.isdisjoint({composed(path.name), composed(path.stem)})]
+        return {**matched, **{path: _Source(path, Source(())) for path in sure}}
 
 
 @dataclass(frozen=True)
@@ -191,11 +203,13 @@ class _Source:
         path: of the file.
         image: that it names.
         read: the annotation, given the image's path.
+        is_one: whether the file is an annotation at all; asked where no image belongs to it.
     """
 
     path: Path
     image: Source
     read: Callable[[Path], Annotation] = lambda path: Annotation()
+    is_one: Callable[[], bool] = lambda: True
 
 
 def _of(sources: Mapping[Path, _Source], path: Path, kind: str) -> _Source:
@@ -204,23 +218,50 @@ def _of(sources: Mapping[Path, _Source], path: Path, kind: str) -> _Source:
     return sources[path]
 
 
-def _box_sources(kind: Boxes, place: Path, note: Note) -> list[_Source]:
+def _of_classes(
+    path: Path, objects: Annotation, indices: Mapping[str, int]
+) -> tuple[list[Box | BadBoxError], list[int]]:
+    """The boxes of an image and the class index of each; one of a class that train has not is not usable."""
+    boxes, names = list(objects.boxes), list(map(composed, objects.names))
+    for number, (box, name) in enumerate(zip(boxes, names, strict=True)):
+        if name not in indices and not isinstance(box, BadBoxError):
+            trouble = f"its annotation has the class {name}, of which train has no image"
+            boxes[number] = bad_box(path, f"box {number + 1}", trouble)
+    return boxes, [indices.get(name, -1) for name in names]
+
+
+def _box_sources(kind: Boxes, place: Path, leave_out: LeaveOut) -> list[_Source]:
     """Where the boxes of each image are to be read."""
     if kind in ("coco", "csv"):
-        suffix, read_all = (".json", read_coco) if kind == "coco" else (".csv", read_csv)
-        files = [place] if not place.is_dir() else find_files(place, {suffix}, note)
-        found = [(file, name, objects) for file in files for name, objects in read_all(file).items()]
-        return [_Source(file, Source(parts_of(name)), partial(_given, objects)) for file, name, objects in found]
+        return _shared_sources(kind, place, leave_out)
     if not place.is_dir():
         raise InputError(f"boxes_path is {printable(place)!r}, which is no folder of {kind} files.")
     if kind == "voc":
-        return [
-            _Source(file, _named_by(file, place), partial(_read_voc, file))
-            for file in find_files(place, {".xml"}, note)
-        ]
-    names = _yolo_names(place)
-    files = [file for file in find_files(place, {".txt"}, note) if file.name != _YOLO_NAMES]
-    return [_Source(file, _named_by(file, place), partial(_read_yolo, file, names)) for file in files]
+        files = find_files(place, {".xml"}, noting(leave_out))
+        return [_Source(file, _named_by(file, place), partial(_read_voc, file)) for file in files]
+    names = _yolo_names(place / _YOLO_NAMES)
+    files = [file for file in find_files(place, {".txt"}, noting(leave_out)) if file.name != _YOLO_NAMES]
+    return [
+        _Source(file, _named_by(file, place), partial(_read_yolo, file, names), partial(is_yolo, file))
+        for file in files
+    ]
+
+
+def _shared_sources(kind: Boxes, place: Path, leave_out: LeaveOut) -> list[_Source]:
+    """The images of files that each say the boxes of many."""
+    suffix, read_all = (".json", read_coco) if kind == "coco" else (".csv", read_csv)
+    files = [place] if not place.is_dir() else find_files(place, {suffix}, noting(leave_out))
+    sources: list[_Source] = []
+    for file in files:
+        try:
+            found = read_all(file, leave_out)
+        except BadFileError as error:
+            if len(files) == 1:  # no image has an annotation then
+                raise
+            leave_out(error)
+            continue
+        sources += [_Source(file, Source(parts_of(name)), partial(_given, objects)) for name, objects in found.items()]
+    return sources
 
 
 def _mask_sources(place: Path, note: Note) -> list[_Source]:
@@ -234,7 +275,9 @@ def _named_by(file: Path, place: Path) -> Source:
     return Source(parts_of(file.relative_to(place).with_suffix("")), file.suffix)
 
 
-def _given(objects: Annotation, image: Path) -> Annotation:
+def _given(objects: Annotation | BadFileError, image: Path) -> Annotation:
+    if isinstance(objects, BadFileError):
+        raise objects
     return objects
 
 
@@ -246,13 +289,12 @@ def _read_yolo(file: Path, names: list[str], image: Path) -> Annotation:
     return read_yolo(file, image_size(image, decode=False), names)
 
 
-def _yolo_names(place: Path) -> list[str]:
+def _yolo_names(path: Path) -> list[str]:
+    """The names of YOLO's class numbers; blank lines have none."""
     try:
-        return regular(place / _YOLO_NAMES).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{place / _YOLO_NAMES} cannot be read ({error}); it has to name YOLO's classes, one per line."
-        ) from error
+        return [name for _, name in read_lines(path)]
+    except BadFileError as error:
+        raise BadFileError(f"{error}; it has to name YOLO's classes, one per line") from None
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:

@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,18 +16,19 @@ import torch
 from torch.utils.data import Dataset
 
 from litcam.data.batch import VOID, Sample
+from litcam.data.boxes import check_record, counted, fitted
 from litcam.data.module import ImageDataModule, Split, StreamSampler, rank_and_world
 from litcam.data.reading import (
     BadFileError,
+    LeaveOut,
     Pixels,
     SampleError,
     bad_file,
     check_mask_values,
-    check_record,
     printable,
     read_image,
     read_mask,
-    usable_boxes,
+    refuse,
 )
 from litcam.data.records import Record, Records
 from litcam.data.transforms import (
@@ -64,8 +64,8 @@ class ImageFiles(Dataset[Sample]):
         size: (H, W) of the images.
         num_classes: length of multi-hot labels.
         multi_label: whether labels are multi-hot.
-        replace_bad: take the next readable record in the place of one that is not, and warn of each once; otherwise it
-            raises.
+        replace_bad: leave out boxes that are not usable, take the next usable record in the place of one that is not,
+            and warn of each once; otherwise it raises.
         seed: of the augmentations.
     """
 
@@ -88,8 +88,9 @@ class ImageFiles(Dataset[Sample]):
         self.seed = seed
         self.has_boxes = self.records.has_boxes
         self.has_masks = self.records.has_masks
-        # Shared by all workers, so that a file is named once and not tried again.
+        # Shared by all workers, so that a file is named once and, where it is bad, not tried again.
         self.is_bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+        self.is_named = self.is_bad.clone().share_memory_()
 
     def without_annotations(self) -> "ImageFiles":
         """The same images and labels without boxes and masks, which are then not read."""
@@ -107,22 +108,40 @@ class ImageFiles(Dataset[Sample]):
             place = (index + step) % len(self)
             if self.is_bad[place]:
                 continue
-            try:
-                return self._load(self.records[place], index)
-            except BadFileError as error:
-                if not self.replace_bad:
-                    raise BadFileError(f"{error}{_HINT}") from None
-                self.is_bad[place] = True
-                warnings.warn(f"left out of the training: {error}", stacklevel=2)
+            sample = self._usable(place, index)
+            if sample is not None:
+                return sample
+            self.is_bad[place] = True
         raise SampleError(f"None of the {len(self)} images is readable.")
 
-    def _load(self, record: Record, index: int) -> Sample:
+    def _usable(self, place: int, index: int) -> Sample | None:
+        """A sample of a record; None, with a warning, where it is not usable and others may take its place."""
+        troubles: list[BadFileError] = []
+        sample = None
+        try:
+            sample = self._load(self.records[place], index, troubles.append if self.replace_bad else refuse)
+        except BadFileError as error:
+            if not self.replace_bad:
+                raise BadFileError(f"{error}{_HINT}") from None
+            troubles.append(error)
+        if troubles and not self.is_named[place]:
+            self.is_named[place] = True
+            for trouble in troubles:
+                warnings.warn(f"left out of the training: {trouble}", stacklevel=3)
+        return sample
+
+    def _load(self, record: Record, index: int, leave_out: LeaveOut) -> Sample | None:
         image = read_image(record.path)
         size = (image.shape[1], image.shape[0])
-        boxes = usable_boxes(record, size) if self.has_boxes else None
-        if boxes is not None:
+        boxes = None
+        if self.has_boxes:
+            usable = fitted(record, size, leave_out)
+            if usable is None:
+                return None
+            record = usable
             wanted = [i for i, label in enumerate(record.box_labels) if label in record.labels]
-            boxes, instances = boxes[wanted], np.array(wanted, dtype=np.intp)
+            instances = np.array(wanted, dtype=np.intp)
+            boxes = np.array(record.boxes or (), dtype=np.float32).reshape(-1, 4)[wanted]
         mask = self._mask(record, size) if self.has_masks else None
         image, boxes, kept, mask = self.pipeline(image, boxes, mask, (self.seed, index), self.size)
         sample: dict[str, Any] = {
@@ -198,10 +217,10 @@ class ImageFilesDataModule(ImageDataModule):
         eval_transforms: the same for validation and test; None takes the model's own resize and crop.
         eval_resize: where ``eval_transforms`` is None: ``"crop"`` for the model's own resize and centre crop,
             ``"squash"`` for a resize to the model's size whatever the aspect, which cuts nothing off.
-        on_error: ``"raise"`` ends the run at the first file that is not usable and names it. ``"skip"`` leaves out
-            every image that is not usable, or whose annotation or mask is not, and lists them once; validation and test
-            images are therefore all read before the first is used. In the training the next readable image takes the
-            place of one that is not.
+        on_error: ``"raise"`` ends the run at the first file or box that is not usable and names it. ``"skip"`` leaves
+            out every image that is not usable, or whose annotation or mask is not, and every box that is not, with its
+            image where that has no other box; it lists them once. Validation and test images are therefore all read
+            before the first is used. In the training the next usable image takes the place of one that is not.
         seed: of augmentations and order.
         batch_size: images per batch and process.
         num_workers: loading processes; 0 loads in the training process.
@@ -233,7 +252,7 @@ class ImageFilesDataModule(ImageDataModule):
         self.eval_resize = eval_resize
         self.on_error = on_error
         self.seed = seed
-        self.left_out: dict[str, None] = {}  # what is wrong with which file, in the order of finding, each once
+        self.left_out: dict[str, BadFileError] = {}  # in the order of finding, each trouble once
         self._records: dict[Split, Records] = {}
         for split in self.splits[:2]:
             self.pipeline(split)  # what is wrong with the options shows before any file is read
@@ -254,7 +273,7 @@ class ImageFilesDataModule(ImageDataModule):
         """The same as :meth:`leave_out`, for an error that a reader has raised."""
         if self.on_error == "raise":
             raise BadFileError(f"{error}{_HINT}")
-        self.left_out.setdefault(str(error))
+        self.left_out.setdefault(str(error), error)
 
     def usable_records(self, split: Split) -> Records:
         """The records of a split, found once; where bad files are skipped, those of val and test are read once too."""
@@ -262,18 +281,15 @@ class ImageFilesDataModule(ImageDataModule):
             before = len(self.left_out)
             records = self.records(split)
             if self.on_error == "skip" and split != "train":
-                troubles = list(self.check_records(records))
-                for trouble in filter(None, troubles):
-                    self.note(trouble)
-                records = list(compress(records, [trouble is None for trouble in troubles]))
+                records = Records(self._checked(records))
             if not records:
-                raise InputError(f"There is no usable image for {split} in {printable(self.root)}.")
+                raise InputError(self._nothing(split))
             self._warn_of_left_out(before)
             self._records[split] = records if isinstance(records, Records) else Records(records)
         return self._records[split]
 
-    def check_records(self, records: Sequence[Record]) -> Iterator[BadFileError | None]:
-        """Read the files of each record once: what is wrong with them, or None."""
+    def check_records(self, records: Sequence[Record]) -> Iterator[tuple[Record | None, list[BadFileError]]]:
+        """Read the files of each record once: the record as far as it is usable, and what is wrong with it."""
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
             for start in range(0, len(records), _AT_ONCE):
                 yield from pool.map(check_record, records[start : start + _AT_ONCE])
@@ -323,9 +339,23 @@ class ImageFilesDataModule(ImageDataModule):
         rank, world = rank_and_world()
         return StreamSampler(dataset, world, rank, shuffle=True, seed=self.seed, drop_last=True)
 
+    def _checked(self, records: Sequence[Record]) -> Iterator[Record]:
+        for record, troubles in self.check_records(records):
+            for trouble in troubles:
+                self.note(trouble)
+            if record is not None:
+                yield record
+
+    def _nothing(self, split: Split) -> str:
+        sentence = f"There is no usable image for {split} in {printable(self.root)}."
+        if not self.left_out:
+            return sentence
+        return f"{sentence} Left out: {counted(list(self.left_out.values()))}, the first is {next(iter(self.left_out))}"
+
     def _warn_of_left_out(self, before: int) -> None:
-        new = list(self.left_out)[before:]
+        new = list(self.left_out.values())[before:]
         if new:
             shown = "".join(f"\n  {trouble}" for trouble in new[:_SHOWN])
             more = f"\n  and {len(new) - _SHOWN} more; --check_data lists all" if len(new) > _SHOWN else ""
-            warnings.warn(f"{len(new)} files are left out (on_error: skip):{shown}{more}", stacklevel=3)
+            verb = "are" if len(new) > 1 else "is"
+            warnings.warn(f"{counted(new)} {verb} left out (on_error: skip):{shown}{more}", stacklevel=3)

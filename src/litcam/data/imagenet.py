@@ -1,20 +1,21 @@
 """ImageNet ILSVRC 2012: train and val folders by synset, or Kaggle's archive as it unpacks; boxes of the val images."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from timm.data import ImageNetInfo
 
 from litcam.data.annotations import Annotation, read_voc
-from litcam.data.finding import composed, find_files, regular, subfolders
+from litcam.data.boxes import BoxFormat, with_boxes
+from litcam.data.finding import composed, find_files, subfolders
 from litcam.data.image_files import ImageFiles, ImageFilesDataModule, OnError
 from litcam.data.module import Split
-from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, LeaveOut, bad_file, noting, refuse, shown_box
-from litcam.data.records import Box, Record, Records
+from litcam.data.parsing import read_lines, read_rows
+from litcam.data.reading import IMAGE_SUFFIXES, BadFileError, LeaveOut, bad_file, noting, refuse
+from litcam.data.records import Record, Records
 from litcam.data.transforms import TransformSpec
 from litcam.errors import InputError, check_choice
 
@@ -56,8 +57,8 @@ def imagenet_records(root: str | Path, split: Split, leave_out: LeaveOut = refus
     Args:
         root: the folder that holds ``train`` and ``val``, or Kaggle's ``ILSVRC``, or ``ILSVRC`` itself.
         split: ``"train"`` or ``"val"``; the images of the test set have no public labels.
-        leave_out: takes the error of each image that is annotated but missing or has no label, of each annotation that
-            is not usable, and of each folder that is empty or of no class; by default it raises them.
+        leave_out: takes the error of each image that is annotated but missing or has no label, of each annotation and
+            each box that is not usable, and of each folder that is empty or of no class; by default it raises them.
 
     Raises:
         InputError: if the split or its labels are missing, or a list cannot be read.
@@ -70,11 +71,12 @@ def imagenet_records(root: str | Path, split: Split, leave_out: LeaveOut = refus
         labelled = _images_by_folder(folders, classes, leave_out)
     else:
         labelled = _images_by_annotation(folder, classes, annotations, leave_out)
-    return Records(
-        _record(path, synset, classes[synset], annotations.get(composed(path.stem)))
+    records = (
+        _record(path, synset, classes[synset], annotations.get(composed(path.stem)), leave_out)
         for path, synset in labelled
         if annotations.get(composed(path.stem), _NONE) is not None
     )
+    return Records(record for record in records if record is not None)
 
 
 def imagenet_class_names(root: str | Path) -> list[str]:
@@ -124,10 +126,10 @@ def _descriptions(tree: _Tree) -> dict[str, str]:
 
 def _read_mapping(path: Path) -> dict[str, str]:
     descriptions: dict[str, str] = {}
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in read_lines(path):
         synset, _, description = line.partition(" ")
         if not synset or not description.strip() or synset in descriptions:
-            raise InputError(f"{path}, line {number}: {line!r} has to be a synset, new in the file, and its names.")
+            raise bad_file(path, f"line {number}: {line!r} has to be a synset, new in the file, and its names")
         descriptions[synset] = description.strip()
     return descriptions
 
@@ -141,48 +143,36 @@ def _val_annotations(tree: _Tree, leave_out: LeaveOut) -> Annotations:
     folder = tree.annotations / "val"
     for path in find_files(folder, {".xml"}, noting(leave_out)) if folder.is_dir() else ():
         try:
-            annotations[composed(path.stem)] = _zero_based(read_voc(path))
+            annotations[composed(path.stem)] = read_voc(path, first_pixel=0)
         except BadFileError as error:
             leave_out(error)
             annotations[composed(path.stem)] = None
     return annotations
 
 
-def _zero_based(annotation: Annotation) -> Annotation:
-    """What was read as VOC, whose first pixel is 1, with pixels from 0, as ImageNet's XML has them."""
-    boxes = tuple((x0 + 1, y0 + 1, x1 + 1, y1 + 1) for x0, y0, x1, y1 in annotation.boxes)
-    return replace(annotation, boxes=boxes)
-
-
 def _read_solution(path: Path, leave_out: LeaveOut) -> Annotations:
     """The objects of Kaggle's list: a line for each image, in it synset, x0, y0, x1 and y1 of each object."""
-    rows = csv.DictReader(_read(path).splitlines())
-    if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
-        raise InputError(f"{path} has to begin with the line 'ImageId,PredictionString'.")
     annotations: dict[str, Annotation | None] = {}
-    for row in rows:
-        image, words = row["ImageId"], (row["PredictionString"] or "").split()
-        if image in annotations:
-            raise InputError(f"{path}, line {rows.line_num}: {image} stands there for the second time.")
-        try:
-            boxes = tuple(_box(*words[start : start + 5]) for start in range(0, len(words), 5))
-        except (TypeError, ValueError):
-            boxes = ()
-        if not boxes:
-            raise InputError(
-                f"{path}, line {rows.line_num}: {row['PredictionString']!r} has to be "
-                "'synset x0 y0 x1 y1' for each object."
-            )
-        annotations[image] = Annotation(boxes, tuple(words[::5]))
-        empty = [box for box in boxes if not (box[0] < box[2] and box[1] < box[3])]
-        if empty:
-            leave_out(bad_file(path, f"line {rows.line_num}: the box {shown_box(empty[0])} of {image} has no area"))
+    for line, (image, prediction), whole in read_rows(path, ("ImageId", "PredictionString")):
+        image, words, trouble = composed(image), prediction.split(), None
+        if not image or not whole or not words or len(words) % 5:
+            trouble = f"{prediction!r} has to be 'synset x0 y0 x1 y1' for each object"
+        elif image in annotations:
+            trouble = f"{image} stands there for the second time"
+        if trouble is not None:
+            leave_out(bad_file(path, f"line {line}, of {image}: {trouble}"))
             annotations[image] = None
+            continue
+        objects = [words[start : start + 5] for start in range(0, len(words), 5)]
+        boxes = tuple(
+            _BOX.read(path, f"line {line}, object {number} of {image}", corners)
+            for number, (_, *corners) in enumerate(objects, start=1)
+        )
+        annotations[image] = Annotation(boxes, tuple(synset for synset, *_ in objects))
     return annotations
 
 
-def _box(synset: str, x0: str, y0: str, x1: str, y1: str) -> Box:
-    return float(x0), float(y0), float(x1) + 1, float(y1) + 1
+_BOX = BoxFormat(end=1)
 
 
 def _images_by_folder(
@@ -222,18 +212,13 @@ _WHICH = f"they are the synsets of {MAPPING}, or without it the folders of train
 _NONE = Annotation()
 
 
-def _record(path: Path, synset: str, label: int, annotation: Annotation | None) -> Record:
+def _record(path: Path, synset: str, label: int, annotation: Annotation | None, leave_out: LeaveOut) -> Record | None:
     if annotation is None:
         return Record(path, (label,), path.stem)
-    boxes = tuple(box for box, name in zip(annotation.boxes, annotation.names, strict=True) if name == synset)
-    return Record(path, (label,), path.stem, boxes, (label,) * len(boxes), size=annotation.size)
-
-
-def _read(path: Path) -> str:
-    try:
-        return regular(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from error
+    record = Record(path, (label,), path.stem, size=annotation.size)
+    objects = zip(annotation.boxes, annotation.names, strict=True)
+    boxes = [box for box, name in objects if name in (synset, "")]
+    return with_boxes(record, boxes, (label,) * len(boxes), leave_out)
 
 
 class ImageNetDataModule(ImageFilesDataModule):

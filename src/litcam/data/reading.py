@@ -5,7 +5,7 @@ import re
 import struct
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,9 +126,7 @@ def read_mask(path: Path, values: MaskValues, size: tuple[int, int]) -> Pixels:
     """
     with _opened(path) as image:
         if image.size != size:
-            raise bad_file(
-                path, f"the mask is {_by(image.size)}, but its image {_by(size)}; draw it at the image's size"
-            )
+            raise bad_file(path, f"the mask is {by(image.size)}, but its image {by(size)}; draw it at the image's size")
         if values == "object":
             grey = np.asarray(image.convert("L") if image.mode not in ("L", "P", "1", "I;16") else image)
             return np.asarray(2 * grey.astype(np.int64) > grey.max(), dtype=np.uint8)
@@ -140,34 +138,6 @@ def read_mask(path: Path, values: MaskValues, size: tuple[int, int]) -> Pixels:
         return pixels.astype(np.uint8)
 
 
-def check_record(record: Record) -> BadFileError | None:
-    """Read the files of a record once; what is wrong with them, or None."""
-    try:
-        size = image_size(record.path)
-        usable_boxes(record, size)
-        if record.mask is not None:
-            check_mask_values(record, read_mask(record.mask, record.mask_values, size))
-    except BadFileError as error:
-        return error
-    return None
-
-
-def usable_boxes(record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
-    """The boxes of a record [n, 4], cut off at the border of its image of (width, height).
-
-    Raises:
-        BadFileError: if nothing is left of a box, or the annotation is of an image of another size.
-    """
-    if record.size is not None and record.size != size:
-        raise bad_file(record.path, f"the image is {_by(size)}, but its annotation says {_by(record.size)}")
-    boxes = np.array(record.boxes or (), dtype=np.float32).reshape(-1, 4)
-    cut = boxes.clip(0, np.array([*size, *size], dtype=np.float32))
-    for box, (x0, y0, x1, y1) in zip(boxes.tolist(), cut.tolist(), strict=True):
-        if not (x1 > x0 and y1 > y0):  # so that NaN is found too
-            raise bad_file(record.path, f"nothing of the box {shown_box(box)} lies in the image of {_by(size)} pixels")
-    return cut
-
-
 def check_mask_values(record: Record, mask: Pixels) -> None:
     """Raise BadFileError if an instance mask has an instance more than the record has boxes."""
     if record.mask_values == "instances" and record.mask is not None and record.boxes is not None:
@@ -176,12 +146,8 @@ def check_mask_values(record: Record, mask: Pixels) -> None:
             raise bad_file(record.mask, f"the mask has an instance {largest}, but there are {len(record.boxes)} boxes")
 
 
-def shown_box(box: Sequence[float]) -> str:
-    """A box as messages show it."""
-    return f"({', '.join(f'{value:g}' for value in box)})"
-
-
-def _by(size: tuple[int, int]) -> str:
+def by(size: tuple[int, int]) -> str:
+    """(width, height) as messages show it."""
     return f"{size[0]} by {size[1]}"
 
 

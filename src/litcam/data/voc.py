@@ -7,10 +7,12 @@ from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from litcam.data.annotations import read_voc
+from litcam.data.boxes import with_boxes
 from litcam.data.download import downloading
 from litcam.data.finding import composed
 from litcam.data.image_files import ImageFilesDataModule, OnError
 from litcam.data.module import Split
+from litcam.data.parsing import read_lines
 from litcam.data.reading import BadFileError
 from litcam.data.records import Record
 from litcam.data.transforms import TransformSpec
@@ -113,7 +115,7 @@ class VOC2012DataModule(ImageFilesDataModule):
             for pattern in ("JPEGImages/*.jpg", "Annotations/*.xml", "SegmentationClass/*.png")
         )
         records = []
-        for name in map(composed, listed.read_text().split()):
+        for name in (composed(name) for _, line in read_lines(listed) for name in line.split()):
             if name in images:
                 xml = xmls.get(name, folder / "Annotations" / f"{name}.xml")
                 records.append(self._record(name, images[name], xml, masks.get(name)))
@@ -130,19 +132,18 @@ class VOC2012DataModule(ImageFilesDataModule):
             return None
         unknown = set(objects.names) - set(CLASS_NAMES)
         if unknown:
-            self.leave_out(xml, f"VOC 2012 has no class {', '.join(sorted(unknown))}")
+            self.leave_out(xml, f"VOC 2012 has no class {', '.join(name or repr(name) for name in sorted(unknown))}")
             return None
         box_labels = tuple(map(CLASS_NAMES.index, objects.names))
-        labels = tuple(sorted(set(box_labels)))
+        labels = tuple(sorted(set(box_labels)))  # a bad box says nothing against its label
         if len(labels) != 1 and not self.multi_label:
             return None
-        return Record(
+        record = Record(
             path=path,
             labels=labels,
             id=name,
-            boxes=objects.boxes,
-            box_labels=box_labels,
             mask=mask,
             mask_values="classes",
             size=objects.size,
         )
+        return with_boxes(record, objects.boxes, box_labels, self.note)
