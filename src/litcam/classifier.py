@@ -13,7 +13,7 @@ from timm.data import Mixup, resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -85,6 +85,7 @@ class ViTClassifier(L.LightningModule):
         metrics = _make_metrics(num_classes, multi_label)
         stages = ("val", "test") if multi_label else ("train", "val", "test")  # average precision keeps every logit
         self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
 
         self.class_names: list[str] | None = None  # once it has been trained on data that name them
 
@@ -148,8 +149,9 @@ class ViTClassifier(L.LightningModule):
             loss = F.cross_entropy(logits, soft_labels)
         else:
             logits = self(images)
-            loss = self._loss(logits, labels, self.hparams["label_smoothing"])
-        self._log_step("train", loss, logits, labels)
+            loss = self._loss_per_image(logits, labels, self.hparams["label_smoothing"]).mean()
+        self.log("train/loss", loss, batch_size=len(labels), sync_dist=True)  # as many images in every process
+        self._log_metrics("train", logits, labels)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -161,7 +163,10 @@ class ViTClassifier(L.LightningModule):
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
         images, labels = self._images_and_labels(batch)
         logits = self(images)
-        self._log_step(stage, self._loss(logits, labels), logits, labels)
+        loss = self.losses[f"{stage}_loss"]
+        loss.update(self._loss_per_image(logits, labels))  # type: ignore[operator]
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
+        self._log_metrics(stage, logits, labels)
 
     def _images_and_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] and class indices [B], or multi-hot labels [B, C]."""
@@ -171,27 +176,20 @@ class ViTClassifier(L.LightningModule):
             raise InputError("multi_label is true, but the labels are class indices; take a multi-label dataset.")
         return known["image"], known["label"]
 
-    def _loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    def _loss_per_image(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         if labels.ndim == 1:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2)
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
-    def _log_step(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Log the loss and the accuracies of a stage, averaged over the epoch and over all processes."""
-        training = stage == "train"
-        self.log(
-            f"{stage}/loss",
-            loss,
-            on_step=training,
-            on_epoch=not training,
-            batch_size=len(labels),
-            sync_dist=not training,
-        )
+    def _log_metrics(self, stage: str, logits: Tensor, labels: Tensor) -> None:
+        """Log the accuracies of an evaluation over all processes; those of the training at the end of its epoch."""
         if f"{stage}_metrics" not in self.metrics:
             return
         metrics = self.metrics[f"{stage}_metrics"]
-        metrics.update(logits.detach(), labels.int() if labels.ndim == 2 else labels)  # type: ignore[operator]
-        if training:
+        if len(labels):  # a process may have none
+            metrics.update(logits.detach(), labels.int() if labels.ndim == 2 else labels)  # type: ignore[operator]
+        if stage == "train":
             return
         for name, metric in metrics.items(keep_base=False):  # type: ignore[operator]
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name in ("val/accuracy", "val/map"))

@@ -30,6 +30,7 @@ from litcam.errors import InputError, LitcamError
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
 from litcam.evaluation.command import evaluate_runs, explain_own_images, redraw_drift
 from litcam.explainers import list_explainers
+from litcam.processes import Ending, check_start
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what a disk says that takes no more
 
@@ -61,6 +62,8 @@ class LitcamCLI(LightningCLI):
             callbacks[callbacks.index(bar)] = default_bar(sys.stdout.isatty())  # in the place of Lightning's own
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        self.ending = Ending()
+        callbacks.append(self.ending)
         return trainer
 
 
@@ -81,20 +84,25 @@ def train(default_config: Path, args: Sequence[str] | None = None) -> None:
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)
         errors.folder = _check_writable(cli.trainer)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        check_start(cli.trainer, args)
+        with cli.ending.together(cli.trainer):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
 
 
 def _parse(arguments: ArgsType) -> LitcamCLI:
-    sys.argv = sys.argv[:1]  # LightningCLI warns when it is given arguments beside the process's own
-    return LitcamCLI(
-        model_class=ViTClassifier,
-        datamodule_class=ImageDataModule,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        args=arguments,
-        run=False,
-    )
+    command_line, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments beside the process's own
+    try:
+        return LitcamCLI(
+            model_class=ViTClassifier,
+            datamodule_class=ImageDataModule,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            args=arguments,
+            run=False,
+        )
+    finally:
+        sys.argv = command_line  # further processes are started from it
 
 
 def _check_writable(trainer: L.Trainer) -> str:
@@ -167,6 +175,8 @@ def _silence_known_warnings() -> None:
     hints = (
         "The '.*_dataloader' does not have many workers",  # the worker count is the user's, in the config
         "`isinstance.treespec, LeafSpec.` is deprecated",  # inside lightning and torch
+        "It is recommended to use `self.log.*sync_dist=True",  # callbacks log what is the same in every process
+        "The ``compute`` method of metric .* was called before",  # a process may have none of the watched images
         "The number of training batches .* is smaller than the logging interval",  # short runs log at epoch ends
         "Image size .* could be decompression bomb",  # litcam refuses such an image by name
     )

@@ -22,6 +22,10 @@ class CheckpointError(LitcamError, ValueError):
     """A checkpoint file is missing, damaged, unsafe, or was not written by litcam."""
 
 
+class LostProcessError(LitcamError, RuntimeError):
+    """Another process of a training has ended or cannot be reached."""
+
+
 def unwritable(folder: object, error: OSError) -> InputError:
     """The error for a folder of results that the system does not let us write."""
     return InputError(f"The folder {folder} cannot be written ({error.strerror}); name another: --output.")

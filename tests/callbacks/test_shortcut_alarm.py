@@ -96,9 +96,9 @@ def profile_by_hand(maps: Sequence[Tensor], labels: Sequence[int]) -> float:
     return float(largest)
 
 
-def partner_of(place: int, labels: Sequence[int], world: int = 1) -> int:
-    """The last image of another class before it, or the first after it, that the same of so many processes sees."""
-    before, after = range(place - world, -1, -world), range(place + world, len(labels), world)
+def partner_of(place: int, labels: Sequence[int]) -> int:
+    """The last image of another class before it, or the first after it."""
+    before, after = range(place - 1, -1, -1), range(place + 1, len(labels))
     return next(other for other in [*before, *after] if labels[other] != labels[place])
 
 
@@ -117,7 +117,6 @@ def by_hand(
     dataset: Dataset[Any],
     explainer: str = "agcam",
     kind: str = "boxes",
-    world: int = 1,
     places: Sequence[int] | None = None,
 ) -> Expected:
     """One image after the other; ``places`` for some of them alone."""
@@ -131,7 +130,7 @@ def by_hand(
         maps.append(explanation.heatmaps[0])
         hits.append(pointing_by_hand(maps[-1], regions[place][0]))
         lifts.append(lift_by_hand(maps[-1], regions[place][0]))
-        partner = partner_of(place, labels, world)
+        partner = partner_of(place, labels)
         parts = object_and_background(images[place], regions[place], "swap", images[partner], regions[partner])
         with torch.no_grad():
             logits = [net(image)[0].double() for image in (images[place], *parts)]
@@ -911,15 +910,13 @@ def seen_by(folder: Path, world: int) -> dict[str, Any]:
 
 
 def test_two_processes_log_and_write_what_one_does(tmp_path: Path) -> None:
-    """Their partners for the reliance are their own, so this is compared with the oracle that knows of them."""
     (tmp_path / "two").mkdir()
     run_two_ranks(__file__, str(tmp_path / "two"))
     first, second = (json.loads((tmp_path / f"two_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert len(first["scalars"]) == 2, "it has ended the training of both"
-    boxes, masks = (by_hand(tiny_net(), Known(), kind=kind, world=2) for kind in ("boxes", "masks"))
+    boxes, masks = (by_hand(tiny_net(), Known(), kind=kind) for kind in ("boxes", "masks"))
     profile = by_hand(tiny_net(), Known(), "evidence")
-    assert boxes.probabilities != by_hand(tiny_net(), Known()).probabilities, "partners matter"
     for scalars in first["scalars"]:
         found = of_alarm(scalars, "val/agcam/alarm/")
         of_masks = {name.removeprefix("mask_"): found.pop(name) for name in list(found) if name.startswith("mask_")}

@@ -13,7 +13,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_cases import History, UserModule, digits, loader, logged, make_trainer, tiny_classifier, tiny_net
 from torch import nn
 
-from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMonitor, RunSummary, StepSeed
+from litcam.callbacks import (
+    HeatmapLogger,
+    LocalizationMonitor,
+    PerturbationMonitor,
+    RelianceMonitor,
+    RunSummary,
+    ShortcutAlarm,
+    StepSeed,
+)
 
 Data = Callable[[int], Any]  # batch size -> data module or loader
 
@@ -39,7 +47,8 @@ def monitors() -> list[L.Callback]:
     watched += [LocalizationMonitor(), LocalizationMonitor(regions="masks", wrong_predictions="skip")]
     watched += [LocalizationMonitor("rollout", target="predicted", num_images=3)]
     watched += [LocalizationMonitor("center", num_images=1), PerturbationMonitor(num_images=4)]
-    return watched
+    watched += [RelianceMonitor(num_images=None), RelianceMonitor("masks", num_images=3), RelianceMonitor(fill="mean")]
+    return [*watched, ShortcutAlarm(calibration=None, num_images=7)]
 
 
 def module_and_data(case: str, world: int) -> tuple[L.LightningModule, Any, dict[str, Any]]:

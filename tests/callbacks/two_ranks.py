@@ -13,7 +13,12 @@ def run_two_ranks(script: str | Path, *arguments: str) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    folders = [
+        str(Path(__file__).parents[1]),
+        str(Path(__file__).parent),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    paths = os.pathsep.join(folders)
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments, str(rank)],

@@ -285,9 +285,11 @@ def test_images_of_one_class_only_have_no_partner(sizes: list[int]) -> None:
     assert partners_of([1, 1, 1], sizes) == {0: None, 1: None, 2: None}
 
 
-def test_a_long_wait_for_another_class_ends() -> None:
+@pytest.mark.parametrize("size", [1, 10, MOST_WAITING + 4])
+def test_a_long_wait_for_another_class_ends_alike_in_any_batches(size: int) -> None:
     count = MOST_WAITING + 3
-    found = partners_of([0] * count + [1], [1] * (count + 1))
+    full, rest = divmod(count + 1, size)
+    found = partners_of([0] * count + [1], [size] * full + [rest])
     assert [index for index, other in found.items() if other is None] == list(range(MOST_WAITING, count))
     assert {other for other in found.values() if other is not None} == {count, MOST_WAITING - 1}
 

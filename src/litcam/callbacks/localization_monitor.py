@@ -72,7 +72,8 @@ class LocalizationMonitor(ExplanationMonitor):
         if self.wrong_predictions == "skip":
             explained = explained.choose(explained.correct)
         regions = explained.regions(self.regions, "LocalizationMonitor compares with")
-        self.metric.update(explained.heatmaps.to(self.metric.device), regions.to(self.metric.device))
+        measured = self.metric.measure(explained.heatmaps.to(self.metric.device), regions.to(self.metric.device))
+        self.metric.update(measured.drawn_by(explained.indices))  # maps of other batches round differently
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         scores = self.metric.compute()

@@ -52,6 +52,9 @@ class ExplanationMonitor(L.Callback, ABC):
     def consume(self, explained: Explained) -> None:
         """Take in the explained images of a batch."""
 
+    def finish_batch(self) -> None:
+        """End a batch. Runs in every process, whether or not any of its images were consumed, for them to exchange."""
+
     @abstractmethod
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         """End an epoch: log. Runs in every process, for metrics are synchronised here."""
@@ -94,6 +97,7 @@ class ExplanationMonitor(L.Callback, ABC):
             explained = shared_explanations(trainer).explain(self, trainer, batch)
             if explained is not None:
                 self.consume(explained)
+            self.finish_batch()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         shared_explanations(trainer).end_epoch()

@@ -78,7 +78,8 @@ class PerturbationMonitor(ExplanationMonitor):
                 "set its multi_label: false."
             )
         trace, explanation = explained.trace, explained.explanation
-        self.metric.update(trace.module, trace.images, explained.heatmaps, explanation.targets, explanation.logits)
+        images = (trace.images, explained.heatmaps, explanation.targets, explanation.logits)
+        self.metric.update(self.metric.measure(trace.module, *images).drawn_by(explained.indices))
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         scores = self.metric.compute()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.reliance_stream import RelianceStream
 from litcam.callbacks.reporting import log_figure, log_scores, metric_device, with_validation
-from litcam.callbacks.shared import Explained
+from litcam.callbacks.shared import Explained, common_batches
 from litcam.data.batch import ANNOTATIONS, Regions
 from litcam.errors import check_choice
 from litcam.metrics import Reliance
@@ -38,8 +38,8 @@ class RelianceMonitor(ExplanationMonitor):
     ``val/reliance/mask_blur_accuracy``. Beside the scores it logs how many images were ``left_out``, having no object,
     no background or no partner. 2 forwards per image.
 
-    Under ``"swap"`` partners are those of :class:`~litcam.callbacks.reliance_stream.RelianceStream`; of several
-    processes each has its own.
+    Under ``"swap"`` partners are those of :class:`~litcam.callbacks.reliance_stream.RelianceStream`, the same with any
+    number of processes, which exchange the watched images for that.
 
     Args:
         regions: what the object is: the filled ``"boxes"``, or the pixel ``"masks"``.
@@ -85,15 +85,18 @@ class RelianceMonitor(ExplanationMonitor):
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.metric.to(metric_device(pl_module))
         self.metric.reset()
-        self._stream = RelianceStream(self.metric, self.regions, "RelianceMonitor")
+        self._stream = RelianceStream(self.metric, self.regions, "RelianceMonitor", common_batches(trainer))
 
     def consume(self, explained: Explained) -> None:
-        for _, measured in self._stream.measure(explained):
-            self.metric.update(measured)
+        self._stream.add(explained)
+
+    def finish_batch(self) -> None:
+        for places, measured in self._stream.measure():
+            self.metric.update(measured.drawn_by(places))
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
-        for _, measured in self._stream.end(pl_module):
-            self.metric.update(measured)
+        for places, measured in self._stream.end():
+            self.metric.update(measured.drawn_by(places))
         del self._stream  # and the images that it holds
         scores = self.metric.compute()
         left_out = torch.stack([scores[name] for name in self.metric.counted if name != "num_images"]).sum()

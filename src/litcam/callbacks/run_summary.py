@@ -75,18 +75,6 @@ class RunSummary(L.Callback):
         for checkpoint in _best_checkpoints(trainer)[:1]:
             console.print(f"  python evaluate.py --ckpt_path {checkpoint}", highlight=False, soft_wrap=True)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say how to go on after Ctrl-C."""
-        folder, log_dir = run_folder(trainer), trainer.log_dir  # in every process, for these are collectives
-        last = folder / "checkpoints" / "last.ckpt" if folder is not None else None
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last is not None and last.exists():
-            config = Path(log_dir or folder or "") / "config.yaml"  # where LightningCLI writes it
-            Console().print(
-                f"\nInterrupted. To resume:\n  python train.py --config {config} --ckpt_path {last}",
-                highlight=False,
-                soft_wrap=True,
-            )
-
 
 def summary_table(history: list[dict[str, float]]) -> Table:
     """First and last epoch side by side, controls beside the explainers' numbers."""

@@ -3,6 +3,7 @@
 Stands between Lightning's hooks and the explainers; holds no maths.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -325,8 +326,25 @@ def is_compiled(module: L.LightningModule) -> bool:
 
 def gather(entries: dict[Key, Value]) -> dict[Key, Value]:
     """The entries of all processes; a collective."""
+    return {key: entry for part in of_all_processes(entries) for key, entry in part.items()}
+
+
+def of_all_processes(value: Value) -> list[Value]:
+    """This value of every process, by rank; a collective. Its tensors have to be on the CPU if there are several."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return entries
+        return [value]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, entries)
-    return {key: entry for part in gathered for key, entry in part.items()}
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def common_batches(trainer: L.Trainer) -> float:
+    """How many batches of the first dataloader every process is sure to have; of a single process all. A collective."""
+    if trainer.testing:
+        batches = trainer.num_test_batches
+    else:
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+    counts = of_all_processes(batches[0])
+    if len(counts) == 1:
+        return math.inf
+    return min(counts) if all(math.isfinite(count) for count in counts) else 0  # of an endless one nobody is sure

@@ -1,7 +1,7 @@
 """ShortcutAlarm: says so when a model seems to be right for the wrong reason, at a known rate of false alarms."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reliance_stream import RelianceStream
 from litcam.callbacks.reporting import log_figure, log_scalars, log_text, run_folder, with_validation
-from litcam.callbacks.shared import Explained, gather
+from litcam.callbacks.shared import Explained, common_batches, gather
 from litcam.callbacks.shortcut_report import Key, Levels, Seen, describe, draw_levels, image_table
 from litcam.callbacks.shortcut_statistics import (
     FOREGROUND_SENSITIVITY,
@@ -34,6 +34,7 @@ from litcam.files import write_whole
 from litcam.heatmaps import on_grid, scale
 from litcam.metrics import Reliance
 from litcam.metrics.functional.reliance import RELIANCE_COLUMNS
+from litcam.metrics.image_metric import Measured
 
 
 class ShortcutAlarm(ExplanationMonitor):
@@ -136,7 +137,7 @@ class ShortcutAlarm(ExplanationMonitor):
         self._seen: dict[Key, Seen] = {}
         self._outcomes: dict[int, list[float]] = {}  # rows of the reliance, by place
         self._stream = (
-            RelianceStream(self.reliance, self.regions, "ShortcutAlarm's reliance")
+            RelianceStream(self.reliance, self.regions, "ShortcutAlarm's reliance", common_batches(trainer))
             if self.reliance is not None and self.regions is not None
             else None
         )
@@ -155,14 +156,18 @@ class ShortcutAlarm(ExplanationMonitor):
         columns = zip(explained.ids, explained.correct.tolist(), each, hits.tolist(), lifts.tolist(), strict=True)
         self._seen |= dict(zip(keys, columns, strict=True))
         if self._stream is not None:
-            for places, measured in self._stream.measure(explained):
-                kept = places[measured.kept].tolist()
-                self._outcomes |= dict(zip(kept, measured.rows.tolist(), strict=True))
+            self._stream.add(explained)
+
+    def finish_batch(self) -> None:
+        if self._stream is not None:
+            self._take(self._stream.measure())
 
     def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         """Images that have waited in vain for a partner have no outcome."""
+        if self._stream is not None:
+            self._take(self._stream.end())
         seen, outcomes = dict(sorted(gather(self._seen).items())), gather(self._outcomes)
-        self.start(trainer, pl_module)  # let go of everything
+        self._seen, self._outcomes, self._stream = {}, {}, None  # let go of everything
         if not seen:
             return
         watched = self._watched(seen, outcomes)
@@ -202,6 +207,12 @@ class ShortcutAlarm(ExplanationMonitor):
         if self.spoken != self._printed:
             pl_module.print(self.spoken)
             self._printed = self.spoken
+
+    def _take(self, measurements: Iterable[tuple[Tensor, Measured]]) -> None:
+        """Keep the outcomes of the reliance."""
+        for places, measured in measurements:
+            kept = places[measured.kept.to(places.device)].tolist()
+            self._outcomes |= dict(zip(kept, measured.rows.tolist(), strict=True))
 
     def _watched(self, seen: Mapping[Key, Seen], outcomes: Mapping[int, list[float]]) -> Watched:
         """What the processes have seen together."""

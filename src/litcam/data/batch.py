@@ -73,6 +73,11 @@ def collate(samples: list[Any]) -> dict[str, Any]:
     return stacked
 
 
+def collate_none(samples: list[Any]) -> dict[str, Any]:
+    """The batch of none of these samples: like that of all, with 0 images."""
+    return {key: values[:0] for key, values in collate(samples).items()}
+
+
 def read_batch(batch: Any, multi_label: bool = False) -> Batch:
     """A batch as the house's contract has it; a pair of images and labels is taken too.
 

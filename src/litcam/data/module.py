@@ -15,7 +15,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from litcam.data.batch import Batch, collate
+from litcam.data.batch import Batch, collate, collate_none
 from litcam.errors import check_at_least
 
 Split = Literal["train", "val", "test"]
@@ -158,11 +158,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: Split, indices: Sequence[int] | None = None) -> DataLoader[Any]:
-        """Every image of a split, or some of them, once, in order, over all processes."""
+        """Every image of a split, or some of them, once, in order, over all processes.
+
+        A process that there is no image for gets one batch of none: it has to take part in what all add up.
+        """
         dataset = self.dataset(split)
         if indices is not None:
             dataset = Subset(dataset, indices)
         rank, world = rank_and_world()
+        if 0 < len(dataset) <= rank:  # type: ignore[arg-type]  # Dataset does not promise __len__
+            return DataLoader(dataset, sampler=[0], collate_fn=collate_none)
         # Lightning's own sampler would pad to equal shares, and count some images twice.
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
         return self._loader(dataset, sampler, drop_last=False, kind=DataLoader)

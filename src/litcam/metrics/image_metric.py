@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +29,10 @@ class Measured:
     keys: Tensor
     counts: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def drawn_by(self, keys: Tensor) -> "Measured":
+        """The same images, resampled by other keys [B], such as their places in a dataset."""
+        return replace(self, keys=keys.to(self.keys.device))
+
     def join(self, other: "Measured") -> "Measured":
         """These images and others."""
         rows, kept, keys = (torch.cat([getattr(self, name), getattr(other, name)]) for name in ("rows", "kept", "keys"))
@@ -44,7 +48,7 @@ class ImageMetric(Metric, ABC):
     Poisson bootstrap over images; and the counts ``num_images`` (taken in) and ``num_degenerate`` (left out).
 
     Exact over batches and processes, the interval too: the state is sums, and how often an image is drawn in a resample
-    follows from its map alone.
+    follows from its map alone, or from a key that the caller gives it (:meth:`Measured.drawn_by`).
 
     Args:
         columns: S, the length of a row.

@@ -1,6 +1,6 @@
 """Reliance of a net on the object and on the background of its images. Knows no explainer and no dataset."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -181,12 +181,22 @@ class Regarded(NamedTuple):
         """Some of them."""
         return Regarded(*(tensor[chosen] for tensor in self))
 
+    def to(self, device: torch.device) -> "Regarded":
+        """The same on a device."""
+        return Regarded(*(tensor.to(device) for tensor in self))
+
+    @staticmethod
+    def join(parts: "Sequence[Regarded]") -> "Regarded":
+        """The images of all parts."""
+        return Regarded(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
 
 class PartnerStream:
     """Gives each image of a stream the one of another class that came last before it, however the stream is batched.
 
-    The first ones take the first of another class that comes after them. Images without an object or a background are
-    nobody's partner. An image without a partner has an empty region for that.
+    The first ones take the first of another class that comes after them; of a longer run of one class only the first 64
+    wait for it. Images without an object or a background are nobody's partner. An image without a partner has an empty
+    region for that.
     """
 
     def __init__(self) -> None:
@@ -200,7 +210,10 @@ class PartnerStream:
             yield _alone(batch.take(~usable))
         pool = batch.take(usable)
         if self._held is not None:
-            pool = Regarded(*(torch.cat(both) for both in zip(self._held, pool, strict=True)))
+            pool = Regarded.join([self._held, pool])
+        if self._waiting and bool((late := _waits_too_long(pool.targets)).any()):
+            yield _alone(pool.take(late))
+            pool = pool.take(~late)
         differ = pool.targets[:, None] != pool.targets  # [n, n]
         if bool(differ.any()):
             begin = 0 if self._held is None or self._waiting else len(self._held.targets)
@@ -211,15 +224,18 @@ class PartnerStream:
                 others = pool.take(partners[begin:])
                 yield pool.take(torch.arange(begin, len(partners))), others.images, others.regions
         elif len(pool.targets):
-            places = torch.arange(len(pool.targets))
-            self._held = pool.take(places[:MOST_WAITING])
-            if len(places) > MOST_WAITING:
-                yield _alone(pool.take(places[MOST_WAITING:]))
+            self._held = pool
 
     def end(self) -> Iterator[tuple[Regarded, Tensor, Tensor]]:
         """The images that have waited in vain."""
         if self._held is not None and self._waiting:
             yield _alone(self._held)
+
+
+def _waits_too_long(targets: Tensor) -> Tensor:
+    """Which images of a stream's beginning are of its first class, before any other, and beyond those that wait."""
+    first_run = (targets != targets[:1]).cumsum(0) == 0
+    return first_run & (torch.arange(len(targets), device=targets.device) >= MOST_WAITING)
 
 
 def _alone(images: Regarded) -> tuple[Regarded, Tensor, Tensor]:
