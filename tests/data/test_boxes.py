@@ -14,7 +14,7 @@ from test_annotations import voc_file, voc_object
 from litcam.data import CUB200DataModule, FolderDataModule, ImageNetDataModule, Record, VOC2012DataModule
 from litcam.data.boxes import BadBoxError, counted, with_boxes
 from litcam.data.image_files import ImageFilesDataModule
-from litcam.data.reading import BadFileError, bad_file
+from litcam.data.reading import BadFileError
 from litcam.errors import InputError
 
 SIZE = (80, 60)
@@ -125,7 +125,7 @@ def test_an_image_whose_boxes_its_mask_numbers_goes_with_one_of_them(tmp_path: P
 
 
 def test_errors_are_counted_by_what_they_are_of() -> None:
-    file, box = bad_file(Path("a"), "no"), BadBoxError("b: no")
+    file, box = BadFileError, BadBoxError
     assert counted([file]) == "1 file"
     assert counted([file, box, file, box]) == "2 files and 2 boxes"
     assert counted([box], "bad ") == "1 bad box"
@@ -167,7 +167,61 @@ def test_a_bad_box_of_imagenet_leaves_the_other_and_the_label(tmp_path: Path) ->
     module = ImageNetDataModule(str(tmp_path), on_error="skip")
     (record,) = module.records("val")
     assert (record.id, record.boxes) == ("val_1", ((5, 5, 6, 6),))
-    assert [type(error) for error in module.left_out.values()] == [BadFileError, BadBoxError, BadBoxError, BadFileError]
+    assert list(module.left_out.values()) == [BadFileError, BadBoxError, BadBoxError, BadFileError]
+
+
+BROKEN = b'<?xml version="1.0" encoding="klingon"?><annotation/>'
+
+
+def of_folder(root: Path) -> Any:
+    for name in ("train/cat/a", "train/cat/b", "val/cat/c", "val/cat/d"):
+        save_picture(root / f"{name}.png", SIZE)
+        voc_file(root / f"{name}.xml", voc_object())
+    for name in ("train/cat/a", "val/cat/d"):
+        (root / f"{name}.xml").write_bytes(BROKEN)
+    return FolderDataModule(str(root), boxes="voc", on_error="skip", num_workers=0)
+
+
+def of_yolo(root: Path) -> Any:
+    of_folder(root)
+    (root / "classes.txt").write_text("cat")
+    for name in ("train/cat/a", "train/cat/b", "val/cat/c", "val/cat/d"):
+        (root / f"{name}.txt").write_bytes(b"0 .5 .5 .5 .5" if name[-1] in "bc" else b"\xff\x81")
+    return FolderDataModule(str(root), boxes="yolo", on_error="skip", num_workers=0)
+
+
+def of_voc(root: Path) -> Any:
+    base = root / "VOCdevkit" / "VOC2012"
+    (base / "ImageSets" / "Main").mkdir(parents=True)
+    for split, names in (("train", "ab"), ("val", "cd")):
+        (base / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+        for name in names:
+            save_picture(base / "JPEGImages" / f"{name}.jpg", SIZE)
+            voc_file(base / "Annotations" / f"{name}.xml", voc_object())
+    for name in "ad":
+        (base / "Annotations" / f"{name}.xml").write_bytes(BROKEN)
+    return VOC2012DataModule(str(root), on_error="skip", num_workers=0)
+
+
+def of_imagenet(root: Path) -> Any:
+    for name in ("train/n01440764/b", "val/n01440764/c", "val/n01440764/d"):
+        save_picture(root / f"{name}.JPEG", SIZE)
+    for name in "cd":
+        file = voc_file(root / "Annotations" / "CLS-LOC" / "val" / f"{name}.xml", voc_object("n01440764"))
+    file.write_bytes(BROKEN)
+    return ImageNetDataModule(str(root), on_error="skip", num_workers=0)
+
+
+@pytest.mark.parametrize("make", [of_folder, of_yolo, of_voc, of_imagenet])
+def test_an_annotation_that_no_parser_reads_takes_its_image_along_at_setup(tmp_path: Path, make: Any) -> None:
+    module = make(tmp_path)
+    module.use_data_config(CONFIG)
+    with pytest.warns(UserWarning, match=r"1 file is left out \(on_error: skip\)"):
+        module.setup("fit")
+    names = {sentence.split(": ", 1)[0].rsplit("/", 1)[1][:1] for sentence in module.left_out}
+    assert names == ({"d"} if make is of_imagenet else {"a", "d"})
+    kept = [module.usable_records(split)[0].path.stem for split in ("train", "val")]
+    assert kept == ["b", "c"]
 
 
 def cub(root: Path) -> Path:

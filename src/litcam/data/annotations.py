@@ -89,9 +89,8 @@ def read_coco(path: Path, leave_out: LeaveOut = refuse) -> Annotations:
     for number, entry in enumerate(data["annotations"]):
         image = _key(entry, "image_id")
         if image not in images:
-            where = f"annotations[{number}]"
             trouble = f"it is of the image {_entry(entry, 'image_id')}, which images does not list"
-            leave_out(bad_box(path, where, trouble))
+            leave_out(bad_box(path, _which(entry, number), trouble))
         elif entry.get("iscrowd") != 1:
             objects[image].append(_coco_object(path, number, entry, images[image], categories))
     for key, (name, size) in images.items():
@@ -192,7 +191,7 @@ def _coco_images(
             sides = [entry.get("width"), entry.get("height")]
             size = _size(path, sides, False, f"the image {name}") if entry.keys() & {"width", "height"} else None
         except BadFileError as error:
-            size, troubles[name] = None, error
+            size, troubles[name] = None, error.with_traceback(None)  # whose frames hold the whole file
         other = images.setdefault(key, (name, size))
         if other != (name, size):
             trouble = f"the image {name} has the id {shortened(key)}, as {other[0]} has"
@@ -208,13 +207,17 @@ def _coco_object(
     """The box of an annotation and the name of its class."""
     name, size = image
     label = categories.get(_key(entry, "category_id"), "")
-    which = shortened(entry["id"]) if "id" in entry else f"[{number}]"
-    where = f"annotation {which} of {name}"
+    where = f"{_which(entry, number)} of {name}"
     if not label:
         return bad_box(path, where, f"it is of the unknown category {_entry(entry, 'category_id')}"), ""
     if entry.get("iscrowd") not in (0, None):
         return bad_box(path, where, f"its iscrowd is {_entry(entry, 'iscrowd')}, not 0 or 1"), label
     return _COCO.read(path, where, entry.get("bbox"), size), label
+
+
+def _which(entry: Any, number: int) -> str:
+    has_id = isinstance(entry, dict) and "id" in entry
+    return f"annotation {shortened(entry['id'])}" if has_id else f"annotations[{number}]"
 
 
 def _entry(entry: Any, key: str) -> str:

@@ -3,7 +3,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,9 +162,9 @@ def check_record(record: Record) -> tuple[Record | None, list[BadFileError]]:
     return usable, troubles
 
 
-def counted(errors: Sequence[BadFileError], kind: str = "") -> str:
+def counted(errors: Collection[type[BadFileError]], kind: str = "") -> str:
     """How many files and boxes some errors are of: ``2 files and 1 box``, or ``2 bad files and 1 bad box``."""
-    boxes = sum(isinstance(error, BadBoxError) for error in errors)
+    boxes = sum(error is BadBoxError for error in errors)
     files = len(errors) - boxes
     words = [f"{files} {kind}file{'s' * (files != 1)}"] * bool(files)
     words += [f"{boxes} {kind}box{'es' * (boxes != 1)}"] * bool(boxes)

@@ -47,7 +47,7 @@ def check_data(datamodule: ImageDataModule) -> bool:
     console.print(_table(datamodule, usable))
     for sentence in datamodule.left_out:
         console.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
-    console.print(counted(list(datamodule.left_out.values()), "bad ") or "Every file is usable.")
+    console.print(counted(datamodule.left_out.values(), "bad ") or "Every file is usable.")
     return not datamodule.left_out
 
 

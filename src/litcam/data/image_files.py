@@ -41,6 +41,7 @@ from litcam.data.transforms import (
 from litcam.errors import InputError, check_choice
 
 OnError = Literal["raise", "skip"]
+_STAGES: dict[str | None, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _SHOWN = 20  # of the files left out, in a warning
 _AT_ONCE = 4096  # records handed to the threads that check them: a million tasks would fill the memory
 _HINT = " (on_error: skip leaves such files out)"
@@ -252,7 +253,7 @@ class ImageFilesDataModule(ImageDataModule):
         self.eval_resize = eval_resize
         self.on_error = on_error
         self.seed = seed
-        self.left_out: dict[str, BadFileError] = {}  # in the order of finding, each trouble once
+        self.left_out: dict[str, type[BadFileError]] = {}  # each trouble once, in the order of finding
         self._records: dict[Split, Records] = {}
         for split in self.splits[:2]:
             self.pipeline(split)  # what is wrong with the options shows before any file is read
@@ -273,7 +274,7 @@ class ImageFilesDataModule(ImageDataModule):
         """The same as :meth:`leave_out`, for an error that a reader has raised."""
         if self.on_error == "raise":
             raise BadFileError(f"{error}{_HINT}")
-        self.left_out.setdefault(str(error), error)
+        self.left_out.setdefault(str(error), type(error))
 
     def usable_records(self, split: Split) -> Records:
         """The records of a split, found once; where bad files are skipped, those of val and test are read once too."""
@@ -307,6 +308,7 @@ class ImageFilesDataModule(ImageDataModule):
         return Pipeline(default_eval_transforms(self.data_config, self.eval_resize), name)
 
     def setup(self, stage: str | None = None) -> None:
+        """Find the images of a stage's splits, so that bad annotations show before anything is run."""
         super().setup(stage)
         module = self.trainer.lightning_module if self.trainer is not None else None
         hparams = getattr(module, "hparams", {})
@@ -315,6 +317,10 @@ class ImageFilesDataModule(ImageDataModule):
             raise InputError(
                 f"The model has {hparams['num_classes']} classes, but the data {known}: --model.num_classes {known}."
             )
+        for split in _STAGES.get(stage, ()):
+            unused = split == "val" and getattr(self.trainer, "limit_val_batches", 1) == 0
+            if split in self.splits and not unused:
+                self.usable_records(split)
 
     def build_dataset(self, split: Split) -> ImageFiles:
         if split not in self.splits:
@@ -350,12 +356,13 @@ class ImageFilesDataModule(ImageDataModule):
         sentence = f"There is no usable image for {split} in {printable(self.root)}."
         if not self.left_out:
             return sentence
-        return f"{sentence} Left out: {counted(list(self.left_out.values()))}, the first is {next(iter(self.left_out))}"
+        return f"{sentence} Left out: {counted(self.left_out.values())}, the first is {next(iter(self.left_out))}"
 
     def _warn_of_left_out(self, before: int) -> None:
-        new = list(self.left_out.values())[before:]
+        new = list(self.left_out)[before:]
         if new:
             shown = "".join(f"\n  {trouble}" for trouble in new[:_SHOWN])
             more = f"\n  and {len(new) - _SHOWN} more; --check_data lists all" if len(new) > _SHOWN else ""
             verb = "are" if len(new) > 1 else "is"
-            warnings.warn(f"{counted(new)} {verb} left out (on_error: skip):{shown}{more}", stacklevel=3)
+            count = counted(list(self.left_out.values())[before:])
+            warnings.warn(f"{count} {verb} left out (on_error: skip):{shown}{more}", stacklevel=3)
