@@ -28,6 +28,7 @@ IMAGES = ["train/cat/1.jpg", "train/dog/1.jpg", "train/dog/2.jpg", "val/dog/3.jp
         (["img.png"], ["img.png"], {"img.png": "img.png"}),
         (["img.png"], ["img"], {"img.png": "img"}),
         (["img.png"], ["img.JPG"], {"img.png": "img.JPG"}),  # the image has been converted
+        (["img.png"], ["img.jpg", "img"], {"img.png": "img"}),
         (["img.png"], ["img.heic"], {"img.png": "img.heic"}),
         (["img.v2.png", "img.png"], ["img.v2", "img"], {"img.v2.png": "img.v2", "img.png": "img"}),
         (["img.v2.png"], ["img"], {}),
