@@ -1,6 +1,7 @@
 """Images of one's own: predictions and maps by hand, maps put back where the model saw them, and every kind of file."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,17 @@ def test_names_of_files_are_safe(tmp_path: Path) -> None:
     assert all((tmp_path / "out" / file).is_file() for file in files)
     assert not any(set(file) & set("?[]: ") for file in files)
     assert "a_b-reciprocam_kernel_dirac-etc.png" in files
+
+
+def test_accents_of_classes_and_files_are_the_same_in_either_form(tmp_path: Path) -> None:
+    class Cafes(DigitScenesDataModule):
+        class_names = property(lambda data: ["caf\u00e9", "bar", "pub"])
+
+    paths = [save(tmp_path / f"{name}.png") for name in ("caf\u00e9", "cafe\u0301")]
+    results = explain(Cafes(num_workers=0), tmp_path, *paths, targets=["cafe\u0301"])
+    assert [result["targets"][0]["index"] for result in results] == [0] * len(results)
+    names = {unicodedata.normalize("NFC", result["methods"]["agcam"][0]["overlay"]) for result in results}
+    assert len(names) == len(results), "no overlay takes the place of another on a disk that knows one form"
 
 
 def test_the_results_of_an_earlier_run_are_not_explained(data: FolderDataModule, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def find_images(
     """
     if not paths:
         raise InputError("There are no images to explain; name files or folders.")
-    missing = [printable(path) for path in paths if not os.path.lexists(path)]
+    missing = [printable(path) for path in paths if not _is_there(Path(path))]
     if missing:
         raise InputError(f"There is no file or folder {' and no '.join(map(repr, missing))}.")
     aside = [] if leave_out is None else [leave_out]
@@ -329,6 +329,17 @@ class _UniqueNames:
             unique, number = f"{name}-{number}", number + 1
         self._taken.add(composed(unique).casefold())
         return unique
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, a folder or a link of a name, as far as the system tells."""
+    try:
+        path.lstat()
+    except PermissionError:
+        return True  # what is wrong with it is said when it is read
+    except OSError:
+        return False
+    return True
 
 
 def _members(path: Path, aside: Sequence[Path], note: Note) -> list[Path]:
