@@ -492,13 +492,12 @@ def test_maps_that_say_nothing_are_marked(data: FolderDataModule, tmp_path: Path
     }
 
 
-def test_a_model_that_gives_nan_still_has_its_results_written(data: FolderDataModule, tmp_path: Path) -> None:
+def test_a_model_that_gives_nan_predicts_nothing(data: FolderDataModule, tmp_path: Path) -> None:
     module = make_module()
     torch.nn.init.constant_(module.net.head.weight, float("nan"))
-    [result] = explain(data, tmp_path, save(tmp_path / "photo.png"), module=module)
-    assert result["predicted"][0]["probability"] is None
-    assert result["methods"]["agcam"][0]["degenerate"] is True
-    assert written(tmp_path)["images"] == [result]
+    with pytest.raises(InputError, match=r"logits of 1 of 1 images, the first of them '.*photo\.png', are NaN"):
+        explain(data, tmp_path, save(tmp_path / "photo.png"), module=module)
+    assert written(tmp_path)["images"] == []
 
 
 def test_what_is_done_stays_after_ctrl_c(

@@ -1,12 +1,9 @@
 """ViTClassifier: the LightningModule that fine-tunes a timm Vision Transformer. Knows nothing of explanations."""
 
 import math
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-import timm
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup, resolve_model_data_config
@@ -17,10 +14,11 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
-import litcam.models  # noqa: F401  # registers the packaged model with timm
 from litcam.data.batch import Batch, read_batch
 from litcam.data.module import ImageDataModule
-from litcam.errors import InputError, UnsupportedModelError
+from litcam.errors import InputError
+from litcam.logits import check_logits
+from litcam.nets import create_net
 
 
 class ViTClassifier(L.LightningModule):
@@ -52,6 +50,7 @@ class ViTClassifier(L.LightningModule):
     Raises:
         InputError: for an unknown model name, a missing weight file, a value out of its range, or mixup of several
             labels.
+        CheckpointError: if the weights of the file are damaged, do not fit or are not finite.
         UnsupportedModelError: if the timm model is not a Vision Transformer with patch tokens.
     """
 
@@ -76,7 +75,7 @@ class ViTClassifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _check_ranges(self.hparams)
-        self.net = _create_net(model, num_classes, pretrained, {"drop_path_rate": drop_path, **(model_kwargs or {})})
+        self.net = create_net(model, num_classes, pretrained, {"drop_path_rate": drop_path, **(model_kwargs or {})})
         if freeze_backbone:
             self._freeze_backbone()
         self.mixup = (
@@ -163,6 +162,7 @@ class ViTClassifier(L.LightningModule):
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
         images, labels = self._images_and_labels(batch)
         logits = self(images)
+        check_logits(logits, f"{stage} images")
         loss = self.losses[f"{stage}_loss"]
         loss.update(self._loss_per_image(logits, labels))  # type: ignore[operator]
         self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
@@ -220,10 +220,27 @@ class ViTClassifier(L.LightningModule):
 def _make_metrics(num_classes: int, multi_label: bool) -> MetricCollection:
     if multi_label:
         return MetricCollection({"map": _MeanAveragePrecision(num_classes)})
-    accuracy: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    accuracy: dict[str, Metric | MetricCollection] = {"accuracy": _Accuracy(num_classes)}
     if num_classes >= 10:
-        accuracy["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        accuracy["accuracy_top5"] = _Accuracy(num_classes, top_k=5)
     return MetricCollection(accuracy)
+
+
+class _Accuracy(MulticlassAccuracy):
+    """Share of the images that are classified right; NaN once a logit was not finite, for NaN counts as the highest."""
+
+    def __init__(self, num_classes: int, top_k: int = 1) -> None:
+        super().__init__(num_classes, top_k, average="micro")
+        self.not_finite: Tensor
+        self.add_state("not_finite", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.not_finite += (~preds.isfinite()).sum()
+        super().update(preds, target)
+
+    def compute(self) -> Tensor:
+        accuracy: Tensor = super().compute()
+        return torch.where(self.not_finite > 0, torch.nan, accuracy)
 
 
 class _MeanAveragePrecision(MultilabelAveragePrecision):
@@ -251,33 +268,6 @@ class _WarmupCosine:
             return (step + 1) / self.warmup
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _create_net(name: str, num_classes: int, pretrained: bool | str, kwargs: dict[str, Any]) -> Any:
-    """A timm model with a new head; a local weight file goes the same way as a downloaded one."""
-    if isinstance(pretrained, str):
-        if not Path(pretrained).is_file():
-            raise InputError(f"pretrained names the file {pretrained!r}, which does not exist.")
-        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": pretrained}}
-    if not timm.is_model(name):
-        similar = get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
-        raise InputError(f"timm has no model {name!r}{hint} timm.list_models() shows all.")
-    try:
-        net = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **kwargs)
-    except TypeError as error:
-        raise InputError(f"timm's {name} does not take these model_kwargs: {error}.") from error
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"The weights of {name} could not be loaded ({str(error).splitlines()[0]}); "
-            "give a local file as pretrained, or false to start from random weights."
-        ) from error
-    if not hasattr(net, "blocks") or not hasattr(net, "patch_embed"):
-        raise UnsupportedModelError(
-            f"{name} is a {type(net).__name__}, not a Vision Transformer with patch tokens and blocks; "
-            "take one of timm's vit, deit, deit3, dinov2, dinov3, clip, siglip, beit or eva models."
-        )
-    return net
 
 
 def _check_ranges(hparams: Any) -> None:

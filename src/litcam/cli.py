@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,15 +19,16 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from litcam.callbacks import ExactResume, RunSummary, StepSeed
 from litcam.callbacks.drift_figures import Filmstrip
 from litcam.callbacks.progress_bars import default_bar
-from litcam.checkpoints import WholeCheckpointIO, read_checkpoint
+from litcam.checkpoints import WholeCheckpointIO, load_weights, read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.data.check import check_data
-from litcam.errors import InputError, LitcamError
+from litcam.errors import CheckpointError, InputError, LitcamError, brief
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
 from litcam.evaluation.command import evaluate_runs, explain_own_images, redraw_drift
 from litcam.explainers import list_explainers
@@ -82,11 +84,27 @@ def train(default_config: Path, args: Sequence[str] | None = None) -> None:
             raise SystemExit(0 if check_data(cli.datamodule) else 1)
         ckpt_path = cli.config["ckpt_path"]
         if ckpt_path is not None:
-            read_checkpoint(ckpt_path)
+            load_weights(cli.model, read_checkpoint(ckpt_path, to_resume=True)["state_dict"], ckpt_path)
         errors.folder = _check_writable(cli.trainer)
         check_start(cli.trainer, args)
-        with cli.ending.together(cli.trainer):
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            with cli.ending.together(cli.trainer):
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except Exception as error:
+            if _was_restoring(error) and not isinstance(error, LitcamError):
+                raise CheckpointError(
+                    f"{ckpt_path} holds a state that this training cannot go on with ({brief(error)}); resume with the "
+                    "config of its run, or start from its weights: --model.pretrained."
+                ) from error
+            raise
+
+
+def _was_restoring(error: Exception) -> bool:
+    """Whether an error came up while Lightning gave everything its state out of a checkpoint."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        code.co_filename == checkpoint_connector.__file__ and code.co_name.startswith("restore") for code in frames
+    )
 
 
 def _parse(arguments: ArgsType) -> LitcamCLI:

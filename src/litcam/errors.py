@@ -19,7 +19,7 @@ class UnsupportedModelError(LitcamError, TypeError):
 
 
 class CheckpointError(LitcamError, ValueError):
-    """A checkpoint file is missing, damaged, unsafe, or was not written by litcam."""
+    """A checkpoint or a file of weights is missing, damaged or unsafe, or does not fit."""
 
 
 class LostProcessError(LitcamError, RuntimeError):
@@ -47,3 +47,14 @@ def check_threshold(value: float) -> None:
     """Raise InputError unless a threshold of maps in [0, 1] can be exceeded by some of their values."""
     if not 0 <= value < 1:
         raise InputError(f"threshold is {value}; it has to lie in [0, 1).")
+
+
+def brief(error: BaseException) -> str:
+    """The kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
+
+
+def some(names: Collection[object], most: int = 3) -> str:
+    """The first of several names, and how many more there are."""
+    shown = [str(name) for name in names][:most] if isinstance(names, list) else sorted(map(str, names))[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from litcam.checkpoints import read_weights
+from litcam.errors import CheckpointError, some
 
 WEIGHTS = Path(__file__).parent / "weights" / "vit_mini_patch8_64.digits.safetensors"
 
@@ -53,9 +55,9 @@ def vit_mini_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
 
 def export_weights(checkpoint: Path, output: Path = WEIGHTS) -> None:
     """Write the net of a checkpoint of train.py as safetensors, in half precision: under 1 MB."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "net."
-    net = {name.removeprefix(prefix): tensor.half() for name, tensor in state.items() if name.startswith(prefix)}
+    net = {name: tensor.half() for name, tensor in read_weights(checkpoint).items()}
+    if lost := [name for name, tensor in net.items() if not bool(tensor.isfinite().all())]:
+        raise CheckpointError(f"{checkpoint} holds weights that are not finite in half precision: {some(lost)}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(net, output)
 

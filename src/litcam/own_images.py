@@ -39,6 +39,7 @@ from litcam.data.transforms import Pipeline, default_eval_transforms
 from litcam.errors import InputError, LitcamError, check_at_least, unwritable
 from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, overlay, upsample
+from litcam.logits import check_logits
 from litcam.progress import track
 from litcam.vit import find_vit
 
@@ -256,6 +257,7 @@ class _Run:
         pixels = torch.stack([image.pixels for image in batch]).to(self.device)
         images = self.datamodule.normalize({"image": pixels})["image"]  # type: ignore[typeddict-item]  # no labels
         trace = record(self.vit, images, {explainer: explainer.read for explainer in self.explainers.values()})
+        check_logits(trace.logits, "images", [printable(image.path) for image in batch])
         logits = trace.logits.float()
         probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu()
         order = logits.argsort(stable=True, dim=1, descending=True).cpu()
@@ -306,12 +308,7 @@ class _Run:
                 results[row]["methods"][name].append({**entry, "degenerate": bool(degenerate[position, number])})
 
     def _describe(self, index: int, probabilities: Tensor) -> dict[str, Any]:
-        probability = float(probabilities[index])
-        return {
-            "class": self.names[index],
-            "index": index,
-            "probability": probability if np.isfinite(probability) else None,
-        }
+        return {"class": self.names[index], "index": index, "probability": float(probabilities[index])}
 
 
 class _UniqueNames:
@@ -522,6 +519,6 @@ def _table(images: Sequence[Mapping[str, Any]]) -> Table:
     for image in images:
         classes = [entry["class"] for entry in image["predicted"]]
         shares = [entry["probability"] for entry in image["predicted"]]
-        shown = "\n".join("-" if share is None else f"{share:.1%}" for share in shares)
+        shown = "\n".join(f"{share:.1%}" for share in shares)
         table.add_row(Text(printable(image["file"]), overflow="fold"), Text("\n".join(classes)), shown)
     return table

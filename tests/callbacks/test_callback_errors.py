@@ -14,6 +14,7 @@ from lightning_cases import (
     assert_left_alone,
     digits,
     loader,
+    logged,
     make_trainer,
     tiny_classifier,
     tiny_net,
@@ -21,7 +22,7 @@ from lightning_cases import (
 from torch import nn
 from torch.utils.data import DataLoader
 
-from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMonitor
+from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMonitor, RelianceMonitor
 from litcam.data.batch import collate
 from litcam.errors import InputError, LitcamError, UnsupportedModelError
 
@@ -214,3 +215,14 @@ def test_two_monitors_that_would_log_under_the_same_names_are_refused(tmp_path: 
 def test_monitors_that_log_under_other_names_stand_side_by_side(tmp_path: Path) -> None:
     monitors = [kind(explainer) for kind in MONITORS for explainer in ("agcam", "center")]
     make_trainer(tmp_path, [*monitors, LocalizationMonitor(regions="masks")]).fit(tiny_classifier(), digits())
+
+
+def test_monitors_watch_a_users_model_with_nan_logits_on_and_log_no_number_made_of_them(tmp_path: Path) -> None:
+    module = UserModule(tiny_net())
+    nn.init.constant_(module.net.norm.weight, torch.nan)
+    trainer = make_trainer(tmp_path, [PerturbationMonitor("center"), RelianceMonitor()])
+    trainer.validate(module, loader(), verbose=False)
+    scores = {name: value for name, value in logged(trainer).items() if name.startswith("val/")}
+    counts = {name for name in scores if "num_" in name or name.endswith(("degenerate", "left_out"))}
+    assert scores.keys() - counts
+    assert {name: scores[name] for name in scores.keys() - counts if scores[name] == scores[name]} == {}

@@ -72,7 +72,7 @@ class Explained:
     @property
     def correct(self) -> Tensor:
         """Which predictions are right, in multi-label data which classes are found: bool [n]."""
-        return is_predicted(self.explanation.logits, self.labels, self.multi_label).bool()
+        return is_predicted(self.explanation.logits, self.labels, self.multi_label) == 1
 
     @property
     def ids(self) -> list[str]:

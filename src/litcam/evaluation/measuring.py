@@ -24,6 +24,7 @@ from litcam.evaluation.parts import Parts
 from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, create_scorer
 from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, on_grid
+from litcam.logits import check_logits, finite_logits
 from litcam.metrics.functional.forwards import class_probability
 from litcam.progress import progress
 from litcam.vit import ViT, find_vit
@@ -94,7 +95,7 @@ def measure(
     plan = {
         "weights": _digest(module),
         "data": {key: value for key, value in getattr(datamodule, "hparams", {}).items() if key != "num_workers"},
-        "data_module": type(datamodule).__name__,
+        "data_module": f"{type(datamodule).__module__}.{type(datamodule).__qualname__}",
         "data_config": datamodule.data_config,
         "total": total,
         "split": split,
@@ -122,7 +123,9 @@ def _run(state: "_Pass", loader: DataLoader[Any], parts: Parts, indices: Tensor,
         for batch in loader:
             count = len(batch["label"])
             places = slice(done, done + count)
-            parts.add(state.measure(batch, indices[places], perturbed[places]))
+            with finite_logits(state.vit.root):
+                part = state.measure(batch, indices[places], perturbed[places])
+            parts.add(part)
             done += count
             advance(count)
 
@@ -149,6 +152,7 @@ class _Pass:
         began = _now(device)
         trace = record(self.vit, batch["image"], {explainer: explainer.read for explainer in self.explainers.values()})
         forward = _now(device) - began
+        check_logits(trace.logits, "images", [str(name) for name in batch.get("id", indices)])
         predicted = trace.logits.argmax(1)
         hits = _belongs(predicted, batch["label"])
         images, targets = labelled_pairs(batch)

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from litcam.checkpoints import read_checkpoint
+from torch import Tensor
+
+import litcam.data
+from litcam.checkpoints import load_weights, read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
-from litcam.errors import CheckpointError, InputError
+from litcam.errors import CheckpointError, InputError, LitcamError, brief
 
 
 def load_run(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[ViTClassifier, ImageDataModule]:
@@ -24,20 +27,23 @@ def load_run(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[V
         InputError: for an argument that the data module does not have.
     """
     checkpoint = read_checkpoint(path)
-    arguments = {key: value for key, value in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
     trained_on = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     class_path = trained_on.pop("_class_path", None)
     trained_on.pop("_instantiator", None)
     data = dict(data or {})
     if "class_path" not in data and _data_class(class_path) is None:
-        raise CheckpointError(f"{path} names no data module of litcam; only checkpoints of train.py can be evaluated.")
+        raise CheckpointError(
+            f"{path} was trained on {'no data module' if class_path is None else repr(class_path)}, which litcam does "
+            f"not have and does not import; name the data to take: --data.class_path with one of {_choices()}."
+        )
+    module = _classifier_of(checkpoint, path)
     try:
-        module = ViTClassifier(**{**arguments, "pretrained": False})
-        module.load_state_dict(checkpoint["state_dict"])
-        module.on_load_checkpoint(checkpoint)
         datamodule = create_data(data if "class_path" in data else {"class_path": class_path, **trained_on, **data})
-    except (TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} was written by another version of litcam, or by another program.") from error
+    except Exception as error:  # of any kind, by what the file has for numbers
+        if data and isinstance(error, LitcamError):  # of what the user has named
+            raise
+        reason = error if isinstance(error, LitcamError) else f"its arguments make no data module ({brief(error)})."
+        raise CheckpointError(f"{path}: {reason}") from error
     datamodule.use_data_config(module.data_config)
     return module, datamodule
 
@@ -51,10 +57,7 @@ def create_data(arguments: Mapping[str, Any]) -> ImageDataModule:
     class_path = arguments.get("class_path")
     data_class = _data_class(class_path)
     if data_class is None:
-        raise InputError(
-            f"There is no data module {class_path!r}; choose one of "
-            f"{', '.join(sorted(f'litcam.data.{known.__name__}' for known in _data_classes()))}."
-        )
+        raise InputError(f"There is no data module {class_path!r}; choose one of {_choices()}.")
     rest = {key: value for key, value in arguments.items() if key != "class_path"}
     known = list(inspect.signature(data_class).parameters)
     for key in rest:
@@ -100,12 +103,51 @@ def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _data_class(class_path: str | None) -> type[ImageDataModule] | None:
-    """The data module of litcam with this path; nothing is imported for a checkpoint's sake."""
-    names = {
-        name: known for known in _data_classes() for name in (f"{known.__module__}.{known.__name__}", known.__name__)
-    }
-    return names.get(class_path or "") or names.get((class_path or "").rsplit(".", 1)[-1])
+def _classifier_of(checkpoint: Mapping[str, Any], path: str | Path) -> ViTClassifier:
+    """The classifier of a checkpoint; pretrained weights are not loaded again."""
+    arguments = {key: value for key, value in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
+    weights = checkpoint["state_dict"]
+    _check_sizes(arguments, weights, path)
+    try:
+        module = ViTClassifier(**{**arguments, "pretrained": False})
+    except Exception as error:  # of any kind, by what the file has for numbers
+        reason = error if isinstance(error, LitcamError) else f"{brief(error)}."
+        raise CheckpointError(f"{path} has hyper-parameters that make no classifier: {reason}") from error
+    load_weights(module, weights, path)
+    module.on_load_checkpoint(dict(checkpoint))
+    return module
+
+
+def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError for a size beyond all that the file holds: no memory and no time would do to build it."""
+    kwargs = arguments.get("model_kwargs")
+    sizes = {"num_classes": arguments.get("num_classes"), **(kwargs if isinstance(kwargs, dict) else {})}
+    most = sum(weight.numel() for weight in weights.values() if isinstance(weight, Tensor))
+    for name, value in sizes.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and number > (len(weights) if name == "depth" else most):
+                raise CheckpointError(
+                    f"{path} has hyper-parameters that make no classifier: {name} is {number}, but it holds {most} "
+                    f"weights in {len(weights)} tensors."
+                )
+
+
+def _data_class(class_path: object) -> type[ImageDataModule] | None:
+    """The data module with this path, or the only one with this name; nothing is imported for a checkpoint's sake."""
+    known = _data_classes()
+    exact = [one for one in known if class_path in (f"{one.__module__}.{one.__qualname__}", _path(one))]
+    named = [one for one in known if class_path == one.__name__]
+    return exact[-1] if exact else named[0] if len(named) == 1 else None
+
+
+def _path(known: type[ImageDataModule]) -> str:
+    """Where a data module is found: for litcam's own in litcam.data."""
+    ours = getattr(litcam.data, known.__name__, None) is known
+    return f"{'litcam.data' if ours else known.__module__}.{known.__name__}"
+
+
+def _choices() -> str:
+    return ", ".join(sorted(map(_path, _data_classes())))
 
 
 def _data_classes() -> list[type[ImageDataModule]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from litcam import heatmaps as maps
 from litcam.attention import AttentionTrace, Autograd, record
 from litcam.errors import InputError
+from litcam.logits import check_logits
 from litcam.sdpa import AttentionCall
 from litcam.vit import evaluating, find_vit
 
@@ -214,6 +215,7 @@ def check_layer(name: str, layer: int | None, layers: int) -> None:
 def _check_targets(targets: Tensor | None, logits: Tensor) -> Tensor:
     """Class indices [B] or [B, K] on the logits' device; None means the predicted classes."""
     if targets is None:
+        check_logits(logits, "images")
         return logits.argmax(1)
     targets = torch.as_tensor(targets, device=logits.device)
     batch, classes = logits.shape

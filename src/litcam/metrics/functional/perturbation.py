@@ -36,10 +36,12 @@ class Curve:
 
 
 def is_predicted(logits: Tensor, targets: Tensor, multi_label: bool = False) -> Tensor:
-    """Whether the class is predicted, by the highest logit, with many labels by a positive one: float64 [B], 0 or 1."""
-    if multi_label:
-        return (logits.gather(1, targets[:, None])[:, 0] > 0).double()
-    return (logits.argmax(1) == targets).double()
+    """Whether the class is predicted, by the highest logit, with many labels by a positive one: float64 [B], 0 or 1.
+
+    NaN where a logit is not finite: of NaN the highest would always be the same class.
+    """
+    highest = logits.gather(1, targets[:, None])[:, 0] > 0 if multi_label else logits.argmax(1) == targets
+    return highest.double().where(logits.isfinite().all(1), torch.nan)
 
 
 def mean_of_points(curve: Tensor, steps: int) -> Tensor:
