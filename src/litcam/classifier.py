@@ -133,7 +133,10 @@ class ViTClassifier(L.LightningModule):
 
     def _train_state(self) -> dict[str, dict[str, Tensor]]:
         """What the metrics of the training have counted in this epoch so far, in all processes."""
-        states = {}
+        states: dict[str, dict[str, Tensor]] = {}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        if epochs.processed == epochs.started:  # that epoch is over
+            return states
         for name, metric in self._train_metrics.items():
             with metric.sync_context(should_sync=not self.trainer.interrupted):  # else the others may be elsewhere
                 counts: dict[str, Any] = metric.metric_state

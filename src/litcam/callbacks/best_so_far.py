@@ -15,7 +15,7 @@ from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 Scores = dict[str, Tensor]  # of files
 
 
-def take_over(trainer: L.Trainer, checkpoint: dict[str, Any], logged: dict[str, Tensor], moment: str | None) -> None:
+def take_over(trainer: L.Trainer, checkpoint: dict[str, Any], logged: dict[str, Tensor], place: str | None) -> None:
     """Rewrite what a checkpoint says of the ModelCheckpoints, so that they choose among the epochs before it too.
 
     Lightning lets them forget where the folder is another one; and one of several writes its file before those behind
@@ -25,14 +25,13 @@ def take_over(trainer: L.Trainer, checkpoint: dict[str, Any], logged: dict[str, 
         trainer: of the resumed fit, whose callbacks have been set up.
         checkpoint: from which it resumes.
         logged: the values that were logged until then.
-        moment: ``"epoch"`` if the checkpoint was made at the end of an epoch whose last step was validated,
-            ``"validation"`` if at the end of another validation, otherwise None.
+        place: where the checkpoint was made, if just after a validation; otherwise None.
     """
     for saver in trainer.checkpoint_callbacks:
         state = checkpoint.get("callbacks", {}).get(saver.state_key)
         if not isinstance(saver, ModelCheckpoint) or state is None:
             continue
-        came = moment == ("epoch" if saver._should_save_on_train_epoch_end(trainer) else "validation")
+        came = place == ("between epochs" if saver._should_save_on_train_epoch_end(trainer) else "after a batch")
         if isinstance(saver, LocalizedCheckpoint):  # finds its files by itself
             name = _name(saver, checkpoint, logged)
             if came and saver.count_in(state, str(name), checkpoint["global_step"], logged) and trainer.is_global_zero:

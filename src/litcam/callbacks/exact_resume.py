@@ -1,6 +1,6 @@
 """ExactResume: a resumed fit goes on exactly where its checkpoint was made, in the middle of an epoch too."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,6 +10,8 @@ from torch import Tensor
 from litcam.callbacks.best_so_far import take_over
 from litcam.callbacks.shared import gather
 from litcam.data.module import TrainingLoader
+
+Place = Literal["between epochs", "in a batch", "after a batch"]
 
 
 class ExactResume(L.Callback):
@@ -24,7 +26,7 @@ class ExactResume(L.Callback):
     def __init__(self) -> None:
         self._validated: int | None = None  # the batch, counted over all epochs, behind which there was a validation
         self._resumed: dict[str, Any] | None = None  # what the checkpoint tells
-        self._between_epochs = False
+        self._place: Place = "after a batch"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -51,16 +53,17 @@ class ExactResume(L.Callback):
             self._resumed = checkpoint["exact_resume"]
             told = checkpoint["exact_resume"]
             due, accumulating = told["validation_due"], told["accumulating"]
-            self._between_epochs = settle(checkpoint["loops"]["fit_loop"], due, accumulating)
-            moment = ("epoch" if self._between_epochs else "validation") if told["validated"] else None
-            take_over(trainer, checkpoint, told["logged"], moment)
+            self._place = settle(checkpoint["loops"]["fit_loop"], due, accumulating)
+            take_over(trainer, checkpoint, told["logged"], self._place if told["validated"] else None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._resumed is None:
             return
         told, self._resumed = self._resumed, None
         trainer.callback_metrics.update({name: value.to(pl_module.device) for name, value in told["logged"].items()})
-        if self._between_epochs:  # of the next epoch nothing has happened, whatever Lightning makes of max_steps
+        if (
+            self._place == "between epochs"
+        ):  # of the next epoch nothing has happened, whatever Lightning makes of max_steps
             trainer.fit_loop.epoch_loop.restarting = False
         elif told["accumulating"]:
             _restore_gradients(trainer, pl_module, told["gradients"])
@@ -70,6 +73,11 @@ class ExactResume(L.Callback):
     def _differences(self, trainer: L.Trainer, before: dict[str, int]) -> list[str]:
         """What is not as in the fit that made the checkpoint."""
         sentences = []
+        if self._place == "in a batch":
+            sentences.append(
+                "The checkpoint was made in the middle of a training step: that batch is used again, and counts twice "
+                "in the numbers of the training, and in the gradients where these accumulate."
+            )
         if not isinstance(trainer.train_dataloader, TrainingLoader):
             sentences.append(
                 "The resumed fit takes its training batches from a loader of your own, from wherever that begins: "
@@ -88,7 +96,7 @@ class ExactResume(L.Callback):
         return sentences
 
 
-def settle(loops: dict[str, Any], validation_due: bool, accumulating: bool) -> bool:
+def settle(loops: dict[str, Any], validation_due: bool, accumulating: bool) -> Place:
     """Bring the saved counters of Lightning's fit loop, in place, into a state from which it leaves nothing out.
 
     Args:
@@ -97,22 +105,22 @@ def settle(loops: dict[str, Any], validation_due: bool, accumulating: bool) -> b
         accumulating: whether the gradients of the last batch waited for those of the next.
 
     Returns:
-        Whether the checkpoint was made between two epochs.
+        Where the checkpoint was made.
     """
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     validation = loops["epoch_loop.val_loop.batch_progress"]
     _set(validation, ready=0, started=0, processed=0, completed=0)
-    if epochs["current"]["processed"] == epochs["current"]["ready"]:
+    if epochs["current"]["processed"] == epochs["current"]["started"]:
         for counts in (epochs["total"], epochs["current"]):
-            counts["completed"] = counts["processed"]
+            counts.update(dict.fromkeys(counts, counts["processed"]))
         batches["current"] = dict.fromkeys(batches["current"], 0)
         batches["is_last_batch"] = False
-        return True
-    if batches["current"]["processed"] < batches["current"]["ready"]:  # cut off in the middle of a batch
+        return "between epochs"
+    if batches["current"]["processed"] < batches["current"]["ready"]:
         for counts in (batches["total"], batches["current"]):
             counts.update(dict.fromkeys(counts, counts["completed"]))
         batches["is_last_batch"] = False
-        return False
+        return "in a batch"
     after_batch = batches["current"]["completed"] < batches["current"]["processed"]
     for counts in (batches["total"], batches["current"]):
         counts["completed"] = counts["processed"]
@@ -120,7 +128,7 @@ def settle(loops: dict[str, Any], validation_due: bool, accumulating: bool) -> b
         _set(validation, ready=1, started=1, processed=0, completed=0)
     elif after_batch and not accumulating:
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-    return False
+    return "after a batch"
 
 
 def _set(progress: dict[str, Any], **counts: int) -> None:
