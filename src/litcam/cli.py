@@ -54,11 +54,12 @@ class LitcamCLI(LightningCLI):
         named = list(self._get(self.config_init, "trainer.callbacks") or [])  # the trainer adds to that list
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        # Before the other callbacks, whatever they draw and save.
-        callbacks[:0] = [StepSeed(self.config["seed_everything"]), ExactResume()]
+        # Before the other callbacks, whatever they draw.
+        callbacks.insert(0, StepSeed(self.config["seed_everything"]))
         # After them, but before those that save: a checkpoint holds the history up to its own validation.
-        savers = [place for place, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)]
-        callbacks.insert(min(savers, default=len(callbacks)), RunSummary())
+        savers = [number for number, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)]
+        place = min(savers, default=len(callbacks))
+        callbacks[place:place] = [RunSummary(), ExactResume()]
         bar = trainer.progress_bar_callback
         if bar is not None and bar not in named:
             callbacks[callbacks.index(bar)] = default_bar(sys.stdout.isatty())  # in the place of Lightning's own

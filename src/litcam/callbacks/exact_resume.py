@@ -20,7 +20,8 @@ class ExactResume(L.Callback):
     Lightning's own counters leave out the validation, or the end of the epoch, that was due when a checkpoint was made
     after a training batch; forget the values logged before it, and the gradients of batches that wait for more. The
     batches themselves are the data module's (:class:`~litcam.data.module.TrainingLoader`). What cannot be as it was is
-    said in a sentence when the fit resumes. To be put before callbacks that save checkpoints.
+    said in a sentence when the fit resumes. To be put behind all other callbacks, but before those that save
+    checkpoints: a validation has ended when all have taken it in.
     """
 
     def __init__(self) -> None:
