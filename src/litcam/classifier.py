@@ -112,12 +112,12 @@ class ViTClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.class_names = checkpoint.get("class_names")
-        if self.global_rank == 0:  # the state is that of all processes: not to be counted by each
-            for name, state in checkpoint.get("train_metrics", {}).items():
-                metric = self._train_metrics[name]
-                for part, value in state.items():
-                    setattr(metric, part, value.to(self.device))
-                metric._update_count += 1
+        for name, state in checkpoint.get("train_metrics", {}).items():
+            metric = self._train_metrics[name]
+            metric._update_count += 1  # in every process, for what follows from it is a collective
+            if self.global_rank == 0:  # the counts are those of all processes
+                for part, count in state.items():
+                    setattr(metric, part, count.to(self.device))
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training: here and not in the steps, for those before a resume count too."""
