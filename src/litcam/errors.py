@@ -3,6 +3,7 @@
 The command lines print them in one sentence, without a traceback.
 """
 
+import errno
 from collections.abc import Collection
 
 
@@ -26,9 +27,11 @@ class LostProcessError(LitcamError, RuntimeError):
     """Another process of a training has ended or cannot be reached."""
 
 
-def unwritable(folder: object, error: OSError) -> InputError:
-    """The error for a folder of results that the system does not let us write."""
-    return InputError(f"The folder {folder} cannot be written ({error.strerror}); name another: --output.")
+def unwritable(path: object, error: OSError) -> InputError:
+    """The error for results that the system does not let us write to a path, or to the one that the error knows."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room there and start again" if full else "name another folder: --output"
+    return InputError(f"{error.filename or path} cannot be written ({error.strerror or error}); {remedy}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

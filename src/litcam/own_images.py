@@ -1,5 +1,6 @@
 """Images of one's own: what a classifier sees in them, and where it looks. Behind ``evaluate.py --images``."""
 
+import io
 import json
 import os
 import re
@@ -38,8 +39,11 @@ from litcam.data.reading import (
 from litcam.data.transforms import Pipeline, default_eval_transforms
 from litcam.errors import InputError, LitcamError, check_at_least, unwritable
 from litcam.explainers import Explainer, create_explainers
+from litcam.files import write_whole
 from litcam.heatmaps import is_degenerate, overlay, upsample
+from litcam.lock import only_writer
 from litcam.logits import check_logits
+from litcam.memory import images_at_once
 from litcam.progress import track
 from litcam.vit import find_vit
 
@@ -95,7 +99,7 @@ def explain_images(
         methods: explainers, each a name with options if wanted: ``"reciprocam:kernel=dirac"``.
         output: folder of the results; created where it is missing.
         targets: classes to explain in every image, by name or index; None explains the predicted ones.
-        batch_size: images per forward.
+        batch_size: images per forward; fewer where they would take much memory.
 
     Returns:
         For each image the ``file``, its ``size`` (width, height), and lists of classes with their index and
@@ -105,7 +109,8 @@ def explain_images(
 
     Raises:
         InputError: before any work for a path that does not exist, a folder without images, an unknown method, option
-            or class, or an output folder that cannot be written; after it if no image can be read.
+            or class, or an output folder that cannot be written or that somebody else is writing; after it if no image
+            can be read.
         UnsupportedModelError: if the module cannot be explained.
     """
     check_at_least("batch_size", batch_size)
@@ -117,18 +122,19 @@ def explain_images(
 
     files = find_images(paths, folder, note)
     run = _Run(module, datamodule, methods, targets, folder)
-    _make_folder(folder)
     console = Console(stderr=True)
     images: list[dict[str, Any]] = []
     description = f"{len(files)} images: {', '.join(run.explainers)}"
-    try:
-        waiting = track(files, description, len(files))
-        for batch in _in_batches(_read(waiting, run.pipeline, datamodule.image_size, unreadable), batch_size):
-            images += run.explain(batch)
-    finally:  # also after Ctrl-C
-        unreadable = list({entry["trouble"]: entry for entry in unreadable}.values())  # named by two paths, or twice
-        results = {"schema_version": SCHEMA_VERSION, "images": images, "unreadable": unreadable}
-        _write(folder / "predictions.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    with only_writer(folder):
+        try:
+            waiting = track(files, description, len(files))
+            read = _read(waiting, run.pipeline, datamodule.image_size, unreadable)
+            for batch in _in_batches(read, min(batch_size, run.at_once)):
+                images += run.explain(batch)
+        finally:  # also after Ctrl-C
+            unreadable = list({entry["trouble"]: entry for entry in unreadable}.values())  # by two paths, or twice
+            results = {"schema_version": SCHEMA_VERSION, "images": images, "unreadable": unreadable}
+            _write_predictions(folder, results)
     _report(images, unreadable, folder, console)
     if not images:
         raise InputError(f"None of the {len(unreadable)} files is a readable image.")
@@ -245,6 +251,7 @@ class _Run:
         blank = torch.zeros(1, 3, *datamodule.image_size, device=self.device)
         self.vit.check_images(blank)
         num_classes = record(self.vit, blank, {}).logits.shape[1]
+        self.at_once = images_at_once(self.vit, blank)
         self.names, trouble = _class_names(module, datamodule, num_classes)
         self.targets = None if targets is None else _find_targets(targets, self.names, num_classes, trouble)
         if trouble:
@@ -296,12 +303,11 @@ class _Run:
             image = batch[row]
             for number, target in enumerate(results[row]["targets"]):
                 stem = self.taken.take(f"{image.stem}-{_safe(name)}-{_safe(target['class'])}")
-                _make_folder((self.folder / stem).parent)
                 files = {"overlay": f"{stem}.png", "heatmap": f"{stem}.npy"}
                 try:
                     drawn = draw_on_photo(image.photo, enlarged[position, number], image.placement)
                     save_png(self.folder / files["overlay"], drawn)
-                    np.save(self.folder / files["heatmap"], heatmaps[position, number].numpy())
+                    write_whole(self.folder / files["heatmap"], _npy(heatmaps[position, number]))
                 except OSError as error:
                     raise unwritable(printable(self.folder), error) from error
                 entry = {"class": target["class"], "index": target["index"], **files}
@@ -482,18 +488,18 @@ def _safe(name: str) -> str:
     return kept.encode()[:70].decode(errors="ignore") or "_"
 
 
-def _make_folder(folder: Path) -> None:
+def _write_predictions(folder: Path, results: Mapping[str, Any]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "predictions.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise unwritable(printable(folder), error) from error
 
 
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise unwritable(printable(path.parent), error) from error
+def _npy(heatmap: Tensor) -> bytes:
+    """A map as a file of numpy has it."""
+    file = io.BytesIO()
+    np.save(file, heatmap.numpy())
+    return file.getvalue()
 
 
 def _report(

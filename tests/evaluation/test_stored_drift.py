@@ -206,7 +206,10 @@ def write_epochs(run: Path, count: int) -> Path:
         (["--filmstrip.columns=1"], "columns is 1; at least 2 is needed"),
         (["--filmstrip.colormap=jett"], "no colormap 'jett'"),
         (["--output={run}/drift"], "has the run's own maps and pictures; name another folder: --output."),
-        (["--output={run}/drift/agcam/epoch_000.npz"], "cannot be written (Not a directory); name another: --output."),
+        (
+            ["--output={run}/drift/agcam/epoch_000.npz"],
+            "cannot be written (Not a directory); name another",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(

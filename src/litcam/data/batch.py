@@ -120,6 +120,17 @@ def labelled_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
     return images, classes
 
 
+def take_images(batch: Batch, images: slice) -> Batch:
+    """Some images of a batch that lie side by side, ``images.start`` to ``images.stop``, with what belongs to them."""
+    found: dict[str, Any] = {key: value[images] for key, value in batch.items() if key not in _PER_INSTANCE}  # type: ignore[index]  # tensors and lists
+    if "boxes" in batch:
+        owner = batch["boxes"][:, 0]
+        chosen = (owner >= images.start) & (owner < images.stop)
+        found |= {key: batch[key][chosen] for key in _PER_INSTANCE if key in batch}  # type: ignore[literal-required]  # its keys
+        found["boxes"] = found["boxes"] - found["boxes"].new_tensor([images.start, 0, 0, 0, 0])
+    return found  # type: ignore[return-value]  # as the batch was
+
+
 def present_classes(batch: Batch) -> Tensor:
     """The classes that each image has: int64 [B, K], rising; with class indices as labels K is 1.
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from litcam.data import ImageDataModule
 from litcam.data.module import Split
-from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measure
+from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measuring
 from litcam.evaluation.pages import write_report
 from litcam.evaluation.printed import print_results
 from litcam.evaluation.results import Evaluation, conclude
@@ -56,27 +56,17 @@ def evaluate(
             method); None takes all, 0 none.
         seed: of these subsets and of the metrics that draw.
         folder: keeps what was measured, so that a call that was stopped goes on when it is repeated; the results are
-            the same to the last bit.
+            the same to the last bit. One evaluation at a time has it.
 
     Returns:
         The results, and tables of the images and classes. A score has its 95 % bootstrap interval over images.
         Degenerate maps (constant, or with NaN) are in no score; ``degenerate`` counts them.
 
     Raises:
-        InputError: for an unknown method, metric or option, and for a metric that was asked for but whose boxes or
-            masks the data lack.
+        InputError: for an unknown method, metric or option, for a metric that was asked for but whose boxes or masks
+            the data lack, and for a folder that cannot be written or that another evaluation is writing.
         UnsupportedModelError: if the model cannot be explained.
     """
-    measurements = measure(
-        model,
-        datamodule,
-        explainers,
-        metrics,
-        split,
-        target,
-        num_images,
-        perturbation_images,
-        seed,
-        folder,
-    )
-    return conclude(measurements, datamodule.class_names)
+    arguments = (model, datamodule, explainers, metrics, split, target, num_images, perturbation_images, seed, folder)
+    with measuring(*arguments) as measurements:
+        return conclude(measurements, datamodule.class_names)

@@ -20,6 +20,7 @@ from litcam.evaluation.printed import print_results
 from litcam.evaluation.results import Evaluation
 from litcam.evaluation.runs import create_data, create_model, find_checkpoints, load_run
 from litcam.evaluation.stored_drift import RunImages, find_histories, redraw
+from litcam.lock import only_writer
 from litcam.own_images import explain_images
 
 
@@ -60,30 +61,32 @@ def evaluate_runs(
 
     Raises:
         CheckpointError: if a file cannot be used.
-        InputError: for an unknown method, metric or option, or an output folder that cannot be written.
+        InputError: for an unknown method, metric or option, and an output folder that cannot be written or that another
+            evaluation is writing.
     """
     check_at_least("report_images", report_images, least=0)
     given = dict(data or {})
     changes = given if num_workers is None else {**given, "num_workers": num_workers}
     subjects = _subjects(ckpt_path, model or {}, split, given, Path(output) if output else None)
-    console, evaluations = Console(), []
-    for subject in subjects:
-        module, datamodule = subject.load(changes)
-        module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        images = (num_images, perturbation_images)
-        found = evaluate(module, datamodule, methods, metrics, split, target, *images, seed, subject.folder / "parts")
-        about = {"checkpoint": subject.checkpoint, "model": module.hparams["model"], "data": given}
-        found = replace(found, results={**about, **found.results})
-        found.write(subject.folder)
-        evaluations.append(found)
-        if len(subjects) > 1:
-            console.print(f"[bold]{subject.name}[/bold]")
-        print_results(found.results, found.cost, console)
-    folder = subjects[0].folder
+    together = subjects[0].folder
     if len(subjects) > 1:
-        folder = Path(output) if output else folder.parent / f"comparison-{split}"
-    by_name = {subject.name: found for subject, found in zip(subjects, evaluations, strict=True)}
-    page = write_report(folder, by_name, report_images, seed)
+        together = Path(output) if output else together.parent / f"comparison-{split}"
+    console, evaluations = Console(), []
+    with only_writer(*(subject.folder for subject in subjects), together):
+        for subject in subjects:
+            module, datamodule = subject.load(changes)
+            module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            images, parts = (num_images, perturbation_images), subject.folder / "parts"
+            found = evaluate(module, datamodule, methods, metrics, split, target, *images, seed, parts)
+            about = {"checkpoint": subject.checkpoint, "model": module.hparams["model"], "data": given}
+            found = replace(found, results={**about, **found.results})
+            found.write(subject.folder)
+            evaluations.append(found)
+            if len(subjects) > 1:
+                console.print(f"[bold]{subject.name}[/bold]")
+            print_results(found.results, found.cost, console)
+        by_name = {subject.name: found for subject, found in zip(subjects, evaluations, strict=True)}
+        page = write_report(together, by_name, report_images, seed)
     console.print(f"Written: {page}", highlight=False, soft_wrap=True)
     for subject in subjects:
         console.print(f"  and {subject.folder / 'results.json'}, images.csv, …", highlight=False, soft_wrap=True)
@@ -147,7 +150,8 @@ def redraw_drift(
 
     Raises:
         InputError: if there are no maps, maps of one epoch alone or a damaged file, if ``data`` are not those of the
-            run, and for an output folder that cannot be written or holds the maps themselves.
+            run, and for an output folder that cannot be written, that somebody else is writing or that holds the maps
+            themselves.
     """
     histories = find_histories(drift)
     run = next(iter(histories)).parent.parent
@@ -157,9 +161,10 @@ def redraw_drift(
         if folder.resolve() in histories:
             raise InputError(f"{folder} has the run's own maps and pictures; name another folder: --output.")
     images, console = RunImages(run, data or {}), Console(highlight=False, markup=False, soft_wrap=True)
-    for history, folder in zip(histories.values(), folders, strict=True):
-        redraw(folder.name, history, images, filmstrip or Filmstrip(), folder)
-        console.print(f"Written: {folder / 'drift.png'}, drift_curves.png and drift.csv")
+    with only_writer(*folders):
+        for history, folder in zip(histories.values(), folders, strict=True):
+            redraw(folder.name, history, images, filmstrip or Filmstrip(), folder)
+            console.print(f"Written: {folder / 'drift.png'}, drift_curves.png and drift.csv")
     if images.trouble is not None:
         console.print(f"The images of the filmstrip are black: {images.trouble}")
     return folders

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +13,24 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from litcam.attention import record
 from litcam.data import Batch, ImageDataModule, labelled_pairs, read_batch
-from litcam.data.batch import missing_annotation
+from litcam.data.batch import missing_annotation, take_images
 from litcam.data.module import Split
-from litcam.errors import check_at_least, check_choice
+from litcam.errors import InputError, check_at_least, check_choice
 from litcam.evaluation.parts import Parts
 from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, create_scorer
 from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, on_grid
+from litcam.lock import only_writer
 from litcam.logits import check_logits, finite_logits
+from litcam.memory import images_at_once
 from litcam.metrics.functional.forwards import class_probability
-from litcam.progress import progress
+from litcam.progress import print_line, progress
 from litcam.vit import ViT, find_vit
 
 Target = Literal["true", "predicted"]
@@ -38,7 +42,7 @@ class Measurements:
     """What was measured on the images of a split.
 
     Attributes:
-        parts: the numbers, batch by batch; see :func:`measure` for their names.
+        parts: the numbers, batch by batch; see :func:`measuring` for their names.
         explainers: the methods by name.
         scorers: the metrics.
         datamodule: gave the images.
@@ -56,7 +60,8 @@ class Measurements:
     num_images: int
 
 
-def measure(
+@contextmanager
+def measuring(
     module: nn.Module,
     datamodule: ImageDataModule,
     explainers: Sequence[str],
@@ -67,8 +72,10 @@ def measure(
     perturbation_images: int | None = 256,
     seed: int = 0,
     folder: str | Path | None = None,
-) -> Measurements:
+) -> Iterator[Measurements]:
     """Explain and score the images of a split, going on where an earlier call with the same arguments was stopped.
+
+    Until the context ends nobody else can write to the folder.
 
     Each part has, of its M pairs of image and class: ``index``, ``id``, ``label``, ``target``, ``predicted``,
     ``probability`` (of the predicted class), ``target_probability``, ``correct``; of its images ``hits`` (whether the
@@ -106,28 +113,54 @@ def measure(
         "perturbation_images": perturbation_images,
         "seed": seed,
         "device": device.type,
-        "versions": {"format": 1, "torch": torch.__version__},
+        "versions": {"format": 2, "torch": torch.__version__},
     }
-    parts = Parts(folder, plan)
-    state = _Pass(vit, device, datamodule, by_name, scorers, target, multi_label, required=metrics is not None)
-    done = min(len(parts) * datamodule.batch_size, len(indices))
-    if done < len(indices):
-        loader = datamodule.evaluation_dataloader(split, indices[done:].tolist())
-        _run(state, loader, parts, indices, perturbed, done)
-    return Measurements(parts, by_name, scorers, datamodule, split, target, len(indices))
+    batches, perturbed_of = (values.split(datamodule.batch_size) for values in (indices, perturbed))
+    with nullcontext() if folder is None else only_writer(folder):
+        parts = Parts(folder, plan, [batch.tolist() for batch in batches])
+        if parts.refused:
+            _tell_refused(parts)
+        if parts.missing:
+            blank = torch.zeros(1, 3, *datamodule.image_size, device=device)
+            vit.check_images(blank)
+            at_once = images_at_once(vit, blank)
+            required = metrics is not None
+            state = _Pass(vit, device, datamodule, by_name, scorers, target, multi_label, required, at_once)
+            loader = datamodule.evaluation_dataloader(split, [i for k in parts.missing for i in batches[k].tolist()])
+            _run(state, loader, parts, batches, perturbed_of)
+        yield Measurements(parts, by_name, scorers, datamodule, split, target, len(indices))
 
 
-def _run(state: "_Pass", loader: DataLoader[Any], parts: Parts, indices: Tensor, perturbed: Tensor, done: int) -> None:
-    """Measure the images from number ``done`` on, showing the progress."""
-    with progress(", ".join(state.explainers), len(indices), done) as advance:
-        for batch in loader:
-            count = len(batch["label"])
-            places = slice(done, done + count)
+def _tell_refused(parts: Parts) -> None:
+    """Say which parts are not taken."""
+    names = ", ".join(parts.refused[:3]) + (", …" if len(parts.refused) > 3 else "")
+    print_line(
+        Console(stderr=True),
+        f"{len(parts.refused)} of the parts in {parts.folder} are damaged or were not measured by this evaluation "
+        f"({names}); what is missing is measured again.",
+    )
+
+
+def _run(
+    state: "_Pass", loader: DataLoader[Any], parts: Parts, batches: Sequence[Tensor], perturbed: Sequence[Tensor]
+) -> None:
+    """Measure the batches that are missing, showing the progress."""
+    total, missing = (sum(len(batches[k]) for k in numbers) for numbers in (range(len(batches)), parts.missing))
+    with progress(", ".join(state.explainers), total, total - missing) as advance:
+        for number, batch in zip(list(parts.missing), loader, strict=False):
             with finite_logits(state.vit.root):
-                part = state.measure(batch, indices[places], perturbed[places])
-            parts.add(part)
-            done += count
-            advance(count)
+                part = state.measure(batch, batches[number], perturbed[number])
+            parts.add(number, part)
+            advance(len(batches[number]))
+    if parts.missing:
+        raise _other_images(0, len(batches[parts.missing[0]]))
+
+
+def _other_images(given: int, planned: int) -> InputError:
+    return InputError(
+        f"The data module's loader gave {given} images in a batch of {planned}: evaluation_dataloader has to give the "
+        "images that it is asked for, each once."
+    )
 
 
 @dataclass
@@ -142,12 +175,24 @@ class _Pass:
     target: Target
     multi_label: bool
     required: bool
+    at_once: int
 
-    def measure(self, raw_batch: Batch, indices: Tensor, perturbed: Tensor) -> dict[str, NDArray[Any]]:
-        """The part of one batch, whose images are ``indices`` of the dataset."""
-        device = self.device
-        batch = read_batch(self.datamodule.normalize(move_data_to_device(raw_batch, device)), multi_label=True)
+    def measure(self, raw_batch: Any, indices: Tensor, perturbed: Tensor) -> dict[str, NDArray[Any]]:
+        """The part of one batch, whose images are ``indices`` of the dataset; few of them at a time."""
+        batch = read_batch(raw_batch, multi_label=True)
+        if len(batch["label"]) != len(indices):
+            raise _other_images(len(batch["label"]), len(indices))
         self._check_annotations(batch)
+        several = self.target == "true" and batch["label"].ndim == 2
+        pairs = batch["label"].sum(1) if several else torch.ones(len(batch["label"]))
+        measured = []
+        for some in _few(pairs.tolist(), self.at_once):
+            measured.append(self._measure(take_images(batch, some), indices[some], perturbed[some]))
+        return _join(measured)
+
+    def _measure(self, few: Batch, indices: Tensor, perturbed: Tensor) -> dict[str, NDArray[Any]]:
+        device = self.device
+        batch = self.datamodule.normalize(move_data_to_device(few, device))
         self.vit.check_images(batch["image"])
         began = _now(device)
         trace = record(self.vit, batch["image"], {explainer: explainer.read for explainer in self.explainers.values()})
@@ -198,6 +243,33 @@ class _Pass:
         for scorer in self.scorers:
             if self.required and scorer.regions is not None and scorer.needs not in batch:
                 raise missing_annotation(f"{scorer.name} compares with", scorer.regions, "leave this metric out")
+
+
+def _few(pairs: Sequence[float], most: int) -> Iterator[slice]:
+    """Images one after the other, so many at a time that they have at most so many pairs; at least one image.
+
+    Those without a pair go with others: nothing is explained of them.
+    """
+    start, taken = 0, 0.0
+    for place, more in enumerate(pairs):
+        if taken and more and taken + more > most:
+            yield slice(start, place)
+            start, taken = place, 0.0
+        taken += more
+    yield slice(start, len(pairs))
+
+
+def _join(measured: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """What was measured of some images and of those after them, as of all together."""
+    before = np.cumsum([0, *(len(part["index"]) for part in measured)])
+    joined = {}
+    for name in measured[0]:
+        arrays = [part[name] for part in measured]
+        if name.endswith(".places"):
+            arrays = [places + first for places, first in zip(arrays, before, strict=False)]
+        summed = name.endswith((".seconds", ".left_out"))
+        joined[name] = sum(arrays[1:], arrays[0]) if summed else np.concatenate(arrays)
+    return joined
 
 
 def _score(scorer: Scorer, inputs: MetricInputs, wanted: Tensor, wrong: Tensor, prefix: str) -> dict[str, NDArray[Any]]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from litcam.data import boxes_of, collate
-from litcam.errors import InputError
+from litcam.errors import InputError, unwritable
 from litcam.evaluation.results import Evaluation
+from litcam.files import write_whole
 from litcam.metrics.functional.correlation import pearson
 from litcam.report import Drift, ReportImage, ReportRun
 from litcam.report import write_report as write_page
@@ -46,7 +47,10 @@ def write_report(
     path = Path(folder) / "report.html"
     write_page(path, runs, moved)
     if moved is not None:
-        _write_drift(path.parent / "drift.csv", moved)
+        try:
+            write_whole(path.parent / "drift.csv", _drift_csv(moved))
+        except OSError as error:
+            raise unwritable(folder, error) from error
     return path
 
 
@@ -110,14 +114,15 @@ def drift(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Drift:
     return Drift(names, correlation, iou)
 
 
-def _write_drift(path: Path, moved: Drift) -> None:
+def _drift_csv(moved: Drift) -> str:
     """A row per method and step from one checkpoint to the next."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "from", "to", "correlation", "iou"])
-        for method, correlations in moved.correlation.items():
-            steps = zip(moved.names, moved.names[1:], correlations, moved.iou[method], strict=False)
-            writer.writerows([method, *step] for step in steps)
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["method", "from", "to", "correlation", "iou"])
+    for method, correlations in moved.correlation.items():
+        steps = zip(moved.names, moved.names[1:], correlations, moved.iou[method], strict=False)
+        writer.writerows([method, *step] for step in steps)
+    return file.getvalue()
 
 
 def _scores(entry: dict[str, Any], method: str) -> dict[str, float | None]:

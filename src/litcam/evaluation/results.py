@@ -1,6 +1,7 @@
 """From what was measured to what is read: the results of every method, as JSON, CSV and tables."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from litcam.evaluation.measuring import Measurements
 from litcam.evaluation.scored import score_all
 from litcam.evaluation.scorers import Scorer
 from litcam.evaluation.tables import COLUMNS, class_table, image_table, telling_images
+from litcam.files import write_whole
 from litcam.metrics.functional.bootstrap import INTERVAL, poisson_weights
 from litcam.metrics.image_metric import ImageMetric
 from litcam.report.contents import SCHEMA_VERSION
@@ -56,15 +58,17 @@ class Evaluation:
         Raises:
             InputError: if the folder cannot be written.
         """
-        folder = Path(folder)
+        contents: dict[str, str | bytes] = {
+            "results.json": json.dumps(self.results, indent=2, allow_nan=False) + "\n",
+            "cost.json": json.dumps(self.cost, indent=2) + "\n",
+            "results.csv": _results_csv(self.results),
+            "images.csv": self.images.to_csv(index=False),
+            "images.parquet": self.images.to_parquet(index=False),
+            "classes.csv": self.classes.to_csv(index=False),
+        }
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(self.results, indent=2, allow_nan=False) + "\n")
-            (folder / "cost.json").write_text(json.dumps(self.cost, indent=2) + "\n")
-            _write_results_csv(folder / "results.csv", self.results)
-            self.images.to_csv(folder / "images.csv", index=False)
-            self.images.to_parquet(folder / "images.parquet", index=False)
-            self.classes.to_csv(folder / "classes.csv", index=False)
+            for name, content in contents.items():
+                write_whole(Path(folder) / name, content)
         except OSError as error:
             raise unwritable(folder, error) from error
 
@@ -157,12 +161,13 @@ def _cost(seconds_of: Mapping[str, NDArray[np.float64]]) -> dict[str, dict[str, 
     return cost
 
 
-def _write_results_csv(path: Path, results: Mapping[str, Any]) -> None:
+def _results_csv(results: Mapping[str, Any]) -> str:
     """A row per method and score."""
     keys = ("value", "low", "high", "num_images", "metric")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "score", *keys])
-        for method, scores in results["methods"].items():
-            for score, entry in scores.items():
-                writer.writerow([method, score, *(entry.get(key, "") for key in keys)])
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["method", "score", *keys])
+    for method, scores in results["methods"].items():
+        for score, entry in scores.items():
+            writer.writerow([method, score, *(entry.get(key, "") for key in keys)])
+    return file.getvalue()

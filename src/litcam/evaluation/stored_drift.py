@@ -12,6 +12,7 @@ from litcam.callbacks.drift_history import Drift, Key, PanelMaps, drifts_of, rea
 from litcam.callbacks.reporting import save_png
 from litcam.errors import InputError, LitcamError, unwritable
 from litcam.evaluation.runs import find_checkpoints, load_run
+from litcam.files import write_whole
 from litcam.metrics.functional.similarity import SIMILARITIES
 
 
@@ -103,7 +104,7 @@ def redraw(explainer: str, history: Sequence[PanelMaps], images: RunImages, styl
     try:
         for name, picture in pictures.items():
             save_png(folder / f"{name}.png", picture)
-        drift_table(drifts).to_csv(folder / "drift.csv", index=False)
+        write_whole(folder / "drift.csv", drift_table(drifts).to_csv(index=False))
     except OSError as error:
         raise unwritable(folder, error) from error
 

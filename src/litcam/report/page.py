@@ -8,7 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from litcam.errors import InputError
+from litcam.errors import unwritable
+from litcam.files import write_whole
 from litcam.report.charts import curve_figures, drift_panels
 from litcam.report.contents import Drift, ReportRun, check_contents
 from litcam.report.gallery import colormap_table, gallery_json
@@ -78,10 +79,9 @@ def write_report(path: str | Path, runs: Sequence[ReportRun], drift: Drift | Non
     """
     html = build_report(runs, drift)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(html, encoding="utf-8", errors="replace")  # names of files need not be valid Unicode
+        write_whole(Path(path), html.encode("utf-8", "replace"))  # names of files need not be valid Unicode
     except OSError as error:
-        raise InputError(f"The report cannot be written to {path} ({error.strerror}); name another path.") from error
+        raise unwritable(path, error) from error
 
 
 def _asset(name: str) -> Markup:
