@@ -7,7 +7,7 @@ from torch import nn
 
 from litcam.data import ImageDataModule
 from litcam.data.module import Split
-from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measuring
+from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measure
 from litcam.evaluation.pages import write_report
 from litcam.evaluation.printed import print_results
 from litcam.evaluation.results import Evaluation, conclude
@@ -68,5 +68,5 @@ def evaluate(
         UnsupportedModelError: if the model cannot be explained.
     """
     arguments = (model, datamodule, explainers, metrics, split, target, num_images, perturbation_images, seed, folder)
-    with measuring(*arguments) as measurements:
+    with measure(*arguments) as measurements:
         return conclude(measurements, datamodule.class_names)

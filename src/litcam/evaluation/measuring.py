@@ -42,7 +42,7 @@ class Measurements:
     """What was measured on the images of a split.
 
     Attributes:
-        parts: the numbers, batch by batch; see :func:`measuring` for their names.
+        parts: the numbers, batch by batch; see :func:`measure` for their names.
         explainers: the methods by name.
         scorers: the metrics.
         datamodule: gave the images.
@@ -61,7 +61,7 @@ class Measurements:
 
 
 @contextmanager
-def measuring(
+def measure(
     module: nn.Module,
     datamodule: ImageDataModule,
     explainers: Sequence[str],
