@@ -108,8 +108,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a missing norm": (lambda one: one.pop("norm.weight"), "it lacks norm.weight"),
     "NaN": (lambda one: one["norm.bias"][3:4].fill_(torch.nan), "weights that are NaN or infinite: norm.bias"),
     "infinite in a block": (lambda one: one[QKV][0].fill_(torch.inf), f"NaN or infinite: {QKV}"),
-    "whole numbers": (lambda one: one.update({QKV: one[QKV].to(torch.int8)}), f"{QKV} (torch.int8)"),
-    "complex numbers": (lambda one: one.update({QKV: one[QKV].to(torch.complex64)}), f"{QKV} (torch.complex64)"),
+    "whole numbers": (lambda one: one.update({QKV: one[QKV].to(torch.int8)}), f"{QKV} (torch.int8,"),
+    "complex numbers": (lambda one: one.update({QKV: one[QKV].to(torch.complex64)}), f"{QKV} (torch.complex64,"),
     "text": (lambda one: one.update(note="x"), "something else than weights: note"),
     "nothing": (lambda one: one.clear(), "holds no weights"),
 }

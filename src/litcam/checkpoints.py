@@ -50,11 +50,11 @@ def read_checkpoint(path: str | Path, to_resume: bool = False) -> dict[str, Any]
     except UnpicklingError as error:
         raise _unsafe(path) from error
     except Exception as error:  # whatever a reader makes of bytes that nobody has written
-        raise CheckpointError(f"{path} is damaged or not a checkpoint ({brief(error)}); {_ANOTHER}.") from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint; {_ANOTHER}.") from error
     bare = "to start from bare weights, give the file as --model.pretrained"
     if missing := _RUN.keys() - (checkpoint if isinstance(checkpoint, dict) else {}).keys():
         raise CheckpointError(f"{path} was not written by a litcam run (it has no {some(missing)}); {bare}.")
-    if to_resume and (missing := _TRAINING.keys() - checkpoint.keys()):
+    if to_resume and (missing := {name for name in _TRAINING if checkpoint.get(name, []) == []}):
         raise CheckpointError(f"{path} holds no state of a training to go on with (no {some(missing)}); {bare}.")
     _check_kinds(path, checkpoint)
     return dict(checkpoint)
@@ -202,10 +202,13 @@ def _check_kinds(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless what a run writes is of the kind that it writes."""
     for name, kind in _KINDS.items():
         value = checkpoint.get(name, kind())
-        if not isinstance(value, kind) or (isinstance(value, dict) and not all(isinstance(key, str) for key in value)):
-            raise CheckpointError(
-                f"{path} was not written by a litcam run: its {name} is {_brief_value(value)}, not {kind.__name__}."
-            )
+        if not isinstance(value, kind):
+            wrong = f"is {_brief_value(value)}, not {kind.__name__}"
+        elif isinstance(value, dict) and (odd := [key for key in value if not isinstance(key, str)]):
+            wrong = f"has keys that are no names: {some(odd)}"
+        else:
+            continue
+        raise CheckpointError(f"{path} was not written by a litcam run: its {name} {wrong}.")
     names = checkpoint.get("class_names")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"{path} was not written by a litcam run: its class_names are no list of names.")
@@ -232,6 +235,6 @@ def _fills(value: Any, place: Tensor) -> bool:
 def _brief_value(value: object) -> str:
     """What a value is, in a word or two."""
     if isinstance(value, Tensor):
-        return f"{value.dtype}"
+        return f"{value.dtype}, {value.layout}, {value.device}"
     text = repr(value)
     return text if len(text) <= 40 else type(value).__name__

@@ -102,10 +102,9 @@ def train(default_config: Path, args: Sequence[str] | None = None) -> None:
 
 def _was_restoring(error: Exception) -> bool:
     """Whether an error came up while Lightning gave everything its state out of a checkpoint."""
-    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(
-        code.co_filename == checkpoint_connector.__file__ and code.co_name.startswith("restore") for code in frames
-    )
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = [code.co_name for code in codes if code.co_filename == checkpoint_connector.__file__]
+    return any(name.startswith(("resume_start", "restore")) for name in names)
 
 
 def _parse(arguments: ArgsType) -> LitcamCLI:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -105,8 +106,10 @@ def _may_lack(name: str, path: str, net: nn.Module, weights: Mapping[str, Any]) 
 def _not_created(name: str, pretrained: bool | str, arguments: Mapping[str, Any], error: Exception) -> InputError:
     """The error for what a constructor of timm raised."""
     if pretrained is True and isinstance(error, OSError | RuntimeError):
+        unsafe = isinstance(error.__cause__, UnpicklingError)  # timm would advise to run what there is
+        reason = "they hold Python objects that could run code" if unsafe else brief(error)
         return InputError(
-            f"The weights of {name} could not be loaded ({brief(error)}); "
+            f"The weights of {name} could not be loaded ({reason}); "
             "give a local file as pretrained, or false to start from random weights."
         )
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())

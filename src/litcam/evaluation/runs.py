@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -32,9 +33,10 @@ def load_run(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[V
     trained_on.pop("_instantiator", None)
     data = dict(data or {})
     if "class_path" not in data and _data_class(class_path) is None:
+        what = f"was trained on {class_path!r}, which litcam does not have and does not import"
         raise CheckpointError(
-            f"{path} was trained on {'no data module' if class_path is None else repr(class_path)}, which litcam does "
-            f"not have and does not import; name the data to take: --data.class_path with one of {_choices()}."
+            f"{path} {'names no data module' if class_path is None else what}; name the data to take: "
+            f"--data.class_path with one of {_choices()}."
         )
     module = _classifier_of(checkpoint, path)
     try:
@@ -59,10 +61,7 @@ def create_data(arguments: Mapping[str, Any]) -> ImageDataModule:
     if data_class is None:
         raise InputError(f"There is no data module {class_path!r}; choose one of {_choices()}.")
     rest = {key: value for key, value in arguments.items() if key != "class_path"}
-    known = list(inspect.signature(data_class).parameters)
-    for key in rest:
-        if key not in known:
-            raise InputError(f"{data_class.__name__} has no argument {key!r}; it has {', '.join(known)}.")
+    _check_kinds(data_class, rest)
     return data_class(**rest)
 
 
@@ -72,10 +71,7 @@ def create_model(arguments: Mapping[str, Any], datamodule: ImageDataModule) -> V
     Raises:
         InputError: for an argument that it does not have, or a value out of its range.
     """
-    known = list(inspect.signature(ViTClassifier).parameters)
-    for key in arguments:
-        if key not in known:
-            raise InputError(f"ViTClassifier has no argument {key!r}; it has {', '.join(known)}.")
+    _check_kinds(ViTClassifier, arguments)
     module = ViTClassifier(**arguments)
     datamodule.use_data_config(module.data_config)
     return module
@@ -109,13 +105,31 @@ def _classifier_of(checkpoint: Mapping[str, Any], path: str | Path) -> ViTClassi
     weights = checkpoint["state_dict"]
     _check_sizes(arguments, weights, path)
     try:
+        _check_kinds(ViTClassifier, arguments)
         module = ViTClassifier(**{**arguments, "pretrained": False})
     except Exception as error:  # of any kind, by what the file has for numbers
         reason = error if isinstance(error, LitcamError) else f"{brief(error)}."
         raise CheckpointError(f"{path} has hyper-parameters that make no classifier: {reason}") from error
     load_weights(module, weights, path)
-    module.on_load_checkpoint(dict(checkpoint))
+    try:
+        module.on_load_checkpoint(dict(checkpoint))
+    except Exception as error:  # of any kind, by what the file has besides
+        raise CheckpointError(f"{path} was not written by this version of litcam ({brief(error)}).") from error
     return module
+
+
+def _check_kinds(made: type, arguments: Mapping[str, Any]) -> None:
+    """Raise InputError unless a class has all of these arguments, and what is a plain number or text there is one."""
+    parameters = inspect.signature(made).parameters
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise InputError(f"{made.__name__} has no argument {name!r}; it has {', '.join(parameters)}.")
+        hint = parameters[name].annotation
+        kinds = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
+        taken = kinds | {int} if float in kinds else kinds
+        if kinds <= {bool, int, float, str, NoneType} and type(value) not in taken:
+            wanted = " or ".join(sorted(kind.__name__.replace("NoneType", "null") for kind in kinds))
+            raise InputError(f"{name} is {value!r}; {wanted} is needed.")
 
 
 def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Any], path: str | Path) -> None:
