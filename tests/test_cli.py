@@ -32,7 +32,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_a_run_leaves_everything_in_its_folder(run: tuple[Path, str]) -> None:
     folder, _ = run
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "history.csv", *(f"heatmaps/agcam/epoch_00{epoch}.png" for epoch in range(3))}
+    expected = {"config.yaml", "history.csv", *(f"heatmaps/agcam/epoch_00{epoch}.png" for epoch in range(4))}
     assert expected | {f"checkpoints/{name}.ckpt" for name in ("best", "best_iou", "last")} <= names
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["init_args"]["num_train"] == 48
@@ -41,7 +41,12 @@ def test_a_run_leaves_everything_in_its_folder(run: tuple[Path, str]) -> None:
 
 def test_the_history_has_every_epoch_and_every_scalar(run: tuple[Path, str]) -> None:
     rows = list(csv.DictReader((run[0] / "history.csv").open()))
-    assert [row["epoch"] for row in rows] == ["0.0", "1.0", "2.0"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [
+        ("0.0", "0.0"),
+        ("1.0", "3.0"),
+        ("2.0", "6.0"),
+        ("3.0", "9.0"),
+    ]
     wanted = ["val/accuracy", "val/loss", "val/agcam/abpc"]
     wanted += [
         f"val/{name}/{metric}"
@@ -54,6 +59,7 @@ def test_the_history_has_every_epoch_and_every_scalar(run: tuple[Path, str]) -> 
 def test_the_end_of_a_run_says_what_it_reached_and_what_comes_next(run: tuple[Path, str]) -> None:
     folder, printed = run
     for text in (
+        "before training",
         "first epoch",
         "last epoch",
         "center",
@@ -69,8 +75,9 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_comes_next(run: tuple[Pa
 def test_the_best_checkpoints_are_those_of_the_best_epochs(run: tuple[Path, str]) -> None:
     rows = list(csv.DictReader((run[0] / "history.csv").open()))
     for name, scalar in (("best", "val/accuracy"), ("best_iou", "val/agcam/iou")):
-        epoch = torch.load(run[0] / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
-        assert float(rows[epoch][scalar]) == max(float(row[scalar]) for row in rows)
+        step = torch.load(run[0] / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        trained = {float(row["step"]): float(row[scalar]) for row in rows if float(row["step"]) > 0}
+        assert trained[step] == max(trained.values())
 
 
 def test_evaluate_needs_the_checkpoint_alone(run: tuple[Path, str]) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 
-from litcam.callbacks import ExactResume, RunSummary, StepSeed
+from litcam.callbacks import ExactResume, InitialValidation, RunSummary, StepSeed
 from litcam.callbacks.drift_figures import Filmstrip
 from litcam.callbacks.progress_bars import default_bar
 from litcam.checkpoints import WholeCheckpointIO, load_weights, read_checkpoint
@@ -43,6 +43,12 @@ class LitcamCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint of a run to resume")
         parser.add_argument(
+            "--initial_validation",
+            type=bool,
+            default=True,
+            help="validate before the first step too, so that every curve begins before the training",
+        )
+        parser.add_argument(
             "--check_data", action="store_true", help="read every file of the data once, tell what there is, and leave"
         )
 
@@ -55,7 +61,8 @@ class LitcamCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         # Before the other callbacks, whatever they draw.
-        callbacks.insert(0, StepSeed(self.config["seed_everything"]))
+        initial = [InitialValidation()] if self.config["initial_validation"] else []
+        callbacks[:0] = [StepSeed(self.config["seed_everything"]), *initial]
         # After them, but before those that save: a checkpoint holds the history up to its own validation.
         savers = [number for number, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)]
         place = min(savers, default=len(callbacks))

@@ -78,12 +78,12 @@ def test_one_png_per_epoch_and_one_tensorboard_tag_with_a_step_per_epoch_show_th
     trainer = make_trainer(tmp_path, [HeatmapLogger(num_images=4)], tensorboard=True, max_epochs=3)
     trainer.fit(UserModule(), loader(), loader())
     folder = Path(trainer.log_dir) / "heatmaps" / "agcam"
-    assert sorted(path.name for path in folder.iterdir()) == [f"epoch_00{epoch}.png" for epoch in range(3)]
+    assert sorted(path.name for path in folder.iterdir()) == [f"epoch_00{epoch}.png" for epoch in (1, 2, 3)]
     events = EventAccumulator(str(trainer.log_dir), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == ["val/agcam/heatmaps"]
     images = events.Images("val/agcam/heatmaps")
     assert [image.step for image in images] == [2, 4, 6]
-    for epoch, image in enumerate(images):
+    for epoch, image in enumerate(images, start=1):
         decoded = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB"))
         assert np.array_equal(decoded, read_png(folder / f"epoch_00{epoch}.png"))
 
@@ -100,7 +100,7 @@ def test_each_method_has_its_own_tag_and_folder_and_the_test_stage_its_own_name(
 
 def test_without_a_logger_the_panel_lies_in_the_root_folder_of_the_run(tmp_path: Path) -> None:
     make_trainer(tmp_path, [HeatmapLogger(num_images=2)]).fit(UserModule(), loader(), loader())
-    assert (tmp_path / "heatmaps" / "agcam" / "epoch_000.png").is_file()
+    assert (tmp_path / "heatmaps" / "agcam" / "epoch_001.png").is_file()
 
 
 def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_panel_is_the_same_whether_other_callbacks_are_on(tmp_path: Path) ->
     for number, others in enumerate(([], [LocalizationMonitor(), LocalizationMonitor("rollout")])):
         folder = tmp_path / str(number)
         make_trainer(folder, [HeatmapLogger(num_images=3), *others]).fit(UserModule(), loader(), loader())
-        panels.append(read_png(folder / "heatmaps" / "agcam" / "epoch_000.png"))
+        panels.append(read_png(folder / "heatmaps" / "agcam" / "epoch_001.png"))
     difference = np.abs(panels[0].astype(int) - panels[1])  # maps of other batches round differently in the last bit
     assert (difference > 0).mean() < 1e-3
     assert difference.max() <= 8

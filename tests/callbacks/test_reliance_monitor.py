@@ -220,7 +220,7 @@ def test_the_figure_is_in_tensorboard_and_the_run_folder_once_per_epoch(tmp_path
     assert set(events.Tags()["images"]) == tags
     assert [figure.step for figure in events.Images("val/reliance/figure")] == [2, 4, 6]
     files = {path.name for path in Path(trainer.log_dir, "figure", "reliance").iterdir()}
-    assert files == {"epoch_000.png", "epoch_001.png", "epoch_002.png", "test.png"}
+    assert files == {"epoch_001.png", "epoch_002.png", "epoch_003.png", "test.png"}
 
 
 def test_a_resumed_run_draws_the_epochs_before_it(tmp_path: Path) -> None:

@@ -63,6 +63,6 @@ def test_a_resumed_fit_has_the_rows_and_the_table_of_the_uninterrupted_one(
         return capsys.readouterr().out.split("The run lies in")[0], validations
 
     table, history = fit(tmp_path / "first")
-    assert [(row["epoch"], row["step"]) for row in history] == [("0.0", "2.0"), ("1.0", "4.0"), ("2.0", "6.0")]
+    assert [(row["epoch"], row["step"]) for row in history] == [("1.0", "2.0"), ("2.0", "4.0"), ("3.0", "6.0")]
     assert fit(tmp_path / "second", tmp_path / "4.ckpt") == (table, history), "in a folder of its own"
     assert fit(tmp_path / "first", tmp_path / "2.ckpt") == (table, history), "later rows of the first run are gone"

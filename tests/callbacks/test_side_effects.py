@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning_cases import History, assert_left_alone, digits, logged, make_trainer, tiny_classifier
 
-from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMonitor, StepSeed
+from litcam.callbacks import HeatmapLogger, InitialValidation, LocalizationMonitor, PerturbationMonitor, StepSeed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,8 +20,9 @@ TOKEN, AVERAGE = {"global_pool": "token"}, {"global_pool": "avg"}
 
 
 def every_callback() -> list[L.Callback]:
-    """All three kinds, boxes and masks, methods and controls."""
+    """All three kinds, boxes and masks, methods and controls, before the training too."""
     monitors: list[L.Callback] = [HeatmapLogger(num_images=4), LocalizationMonitor(regions="masks")]
+    monitors += [InitialValidation()]
     for method in ("agcam", "rollout", "random", "center"):
         monitors += [LocalizationMonitor(method), PerturbationMonitor(method, num_images=3)]
     return monitors

@@ -15,6 +15,7 @@ from torch import nn
 
 from litcam.callbacks import (
     HeatmapLogger,
+    InitialValidation,
     LocalizationMonitor,
     PerturbationMonitor,
     RelianceMonitor,
@@ -67,7 +68,7 @@ def run(case: str, folder: Path, world: int) -> dict[str, Any]:
     """One case: what was logged, which images the panels hold, and the epoch's numbers that RunSummary wrote."""
     module, data, options = module_and_data(case, world)
     watched, history = monitors(), History()
-    callbacks = [StepSeed(0), *watched, history, RunSummary()]
+    callbacks = [StepSeed(0), *watched, history, RunSummary(), InitialValidation()]
     if "fit" in case:
         callbacks.append(ModelCheckpoint(monitor="val/agcam/iou", mode="max", filename="best"))
         options = {**options, "enable_checkpointing": True}

@@ -3,6 +3,7 @@
 from litcam.callbacks.drift_monitor import DriftMonitor
 from litcam.callbacks.exact_resume import ExactResume
 from litcam.callbacks.heatmap_logger import HeatmapLogger
+from litcam.callbacks.initial_validation import InitialValidation
 from litcam.callbacks.localization_monitor import LocalizationMonitor
 from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 from litcam.callbacks.perturbation_monitor import PerturbationMonitor
@@ -16,6 +17,7 @@ __all__ = [
     "DriftMonitor",
     "ExactResume",
     "HeatmapLogger",
+    "InitialValidation",
     "LocalizationMonitor",
     "LocalizedCheckpoint",
     "PerturbationMonitor",

@@ -142,6 +142,8 @@ def _read(path: Path, prefix: str, names: Sequence[str], title: str) -> list[Epo
             "of these explainers, or calibrate with sound runs of yours that were watched with calibration: null."
         )
     table = table.dropna(subset=columns)
+    if "step" in table:
+        table = table[table["step"] > 0]  # not what the model was before the training
     groups = [group for _, group in table.groupby("run", sort=False)] if "run" in table else [table]
     return [
         [dict(zip(("accuracy", *names), row, strict=True)) for row in group[columns].to_numpy().tolist()]

@@ -132,7 +132,8 @@ def draw_filmstrip(
 
     write(0, _GAP, "image")
     for column, number in enumerate(chosen, start=1):
-        write(column, _GAP, f"epoch {history[number].epoch}")
+        epoch = history[number].epoch
+        write(column, _GAP, f"epoch {epoch}" if epoch > 0 else "before training")
     for line, (row, image, note) in enumerate(zip(rows, images, notes, strict=True)):
         y = _CAPTION + _GAP + line * height
         target = int(history[0].targets[row])

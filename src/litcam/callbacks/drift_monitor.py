@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from litcam.callbacks.drift_figures import Filmstrip, draw_drift, moving_most, thumbnail
 from litcam.callbacks.drift_history import NOT_FOUND, Drift, Key, PanelMaps, compare, drifts_of, references_of
+from litcam.callbacks.initial_validation import epochs_trained, is_rehearsal
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.panel import consume_panel
 from litcam.callbacks.pictures import Pictures
@@ -131,13 +132,15 @@ class DriftMonitor(ExplanationMonitor):
                 )
         self._saved = _Saved(state_dict["folder"], state_dict["epochs"])
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            self.history = []
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
         self.folder = folder / "drift" / self.explainer if folder is not None else None
         if self._saved is not None:
             self.history = trainer.strategy.broadcast(self._read(trainer, self._saved))
-        elif trainer.current_epoch == 0:
-            self.history = []
         self._saved = None
         self.drifts = drifts_of(self.history, self.mode)
         if trainer.is_global_zero and self.folder is not None:
@@ -153,7 +156,7 @@ class DriftMonitor(ExplanationMonitor):
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.entries: dict[Key, _Entry] = {}
-        self.idle = trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING
+        self.idle = is_rehearsal(trainer) or trainer.state.fn != TrainerFn.FITTING
         self.pictures = Pictures(trainer)
         self._precision = trainer.precision_plugin
         self._method: Explainer | None = None
@@ -183,14 +186,14 @@ class DriftMonitor(ExplanationMonitor):
         self._method = None
         if self.idle:
             return
-        self._take_in(trainer.current_epoch + 1)
+        self._take_in(epochs_trained(trainer))
         if self.drifts:
             scalars = self.drifts[-1].scalars(self.similarities)
             on_device = {name: value.float().to(pl_module.device) for name, value in scalars.items()}
             log_scalars(pl_module, f"{stage}/{self.tag}drift/", on_device)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.idle or not self.history:
+        if self.idle or not self.history or trainer.sanity_checking:  # epoch 0 is written when the training starts
             return
         if self.monitor is not None:  # what the module itself logs at the end of an epoch is known only now
             self.history[-1] = replace(self.history[-1], score=self._score(trainer, self.monitor))

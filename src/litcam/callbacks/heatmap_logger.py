@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from litcam.callbacks.initial_validation import epochs_trained
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reporting import log_image, run_folder, save_png
@@ -31,8 +32,8 @@ class HeatmapLogger(ExplanationMonitor):
     Each image is captioned with true and predicted class and the predicted one's probability, in red when it is wrong;
     in multi-label data each of its classes has an entry, captioned with its probability, in red below one half.
     The panel goes to TensorBoard as ``val/<explainer>/heatmaps``, one image whose slider runs over the epochs, and to
-    the run folder as ``heatmaps/<explainer>/epoch_000.png``. Found boxes (orange) surround where the map exceeds the
-    threshold; true ones are green and drawn where the batches have ``boxes``.
+    the run folder as ``heatmaps/<explainer>/epoch_001.png``, by the epochs trained. Found boxes (orange) surround where
+    the map exceeds the threshold; true ones are green and drawn where the batches have ``boxes``.
 
     Args:
         explainer: name of the explanation method.
@@ -96,7 +97,7 @@ class HeatmapLogger(ExplanationMonitor):
         panel = draw_panel([entry for _, entry in sorted(entries.items(), key=itemgetter(0))], self.columns)
         log_image(trainer, f"{stage}/{self.tag}heatmaps", panel)
         if folder is not None:
-            name = f"epoch_{trainer.current_epoch:03d}.png" if stage == "val" else "test.png"
+            name = f"epoch_{epochs_trained(trainer):03d}.png" if stage == "val" else "test.png"
             save_png(folder / "heatmaps" / self.explainer / name, panel)
 
     def _caption(self, explained: Explained, position: int, label: int) -> str:

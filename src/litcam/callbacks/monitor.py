@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import lightning as L
 
+from litcam.callbacks.initial_validation import is_rehearsal
 from litcam.callbacks.shared import Explained, Request, Target, shared_explanations
 from litcam.errors import InputError, check_at_least, check_choice
 from litcam.explainers import check_explainer
@@ -101,7 +102,7 @@ class ExplanationMonitor(L.Callback, ABC):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         shared_explanations(trainer).end_epoch()
-        if not trainer.sanity_checking:  # it has shown that everything works: what it consumed is forgotten
+        if not is_rehearsal(trainer):  # it has shown that everything works: what it consumed is forgotten
             self.conclude(trainer, pl_module, "test" if trainer.testing else "val")
 
     on_test_epoch_start = on_validation_epoch_start

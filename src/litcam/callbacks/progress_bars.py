@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
+from litcam.callbacks.initial_validation import is_rehearsal
 from litcam.progress import Pace, Ticker, print_line
 
 EVERY = 15.0  # seconds between two lines
@@ -84,7 +85,7 @@ class ProgressLines(ProgressBar):
         self._stand_at(_evaluation(trainer), sum(batches), done)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not self._enabled:
+        if is_rehearsal(trainer) or not self._enabled:
             return
         self._look(trainer, pl_module)
         print_line(Console(), f"{_evaluation(trainer)}: {self._metrics or 'done'}")
@@ -126,7 +127,7 @@ def _epoch(trainer: L.Trainer) -> str:
 
 def _evaluation(trainer: L.Trainer) -> str:
     if trainer.sanity_checking:
-        return "sanity check"
+        return "sanity check" if is_rehearsal(trainer) else "validation before training"
     stage = "test" if trainer.testing else "validation"
     return f"{_epoch(trainer)}, {stage}" if trainer.state.fn == TrainerFn.FITTING else stage
 

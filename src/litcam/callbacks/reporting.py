@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from litcam.callbacks.initial_validation import epochs_trained
 from litcam.files import write_whole
 
 _NOT_IN_MLFLOW = re.compile(r"[^a-zA-Z0-9_/. -]")
@@ -73,7 +74,7 @@ def run_folder(trainer: L.Trainer) -> Path | None:
 def log_figure(trainer: L.Trainer, tag: str, figure: Figure) -> None:
     """Give a figure to the loggers that take pictures, and write it to the run folder. To be called in every process.
 
-    The figure ``val/<explainer>/<name>`` is there ``<name>/<explainer>/epoch_000.png``, as the panels of HeatmapLogger.
+    The figure ``val/<explainer>/<name>`` is there ``<name>/<explainer>/epoch_001.png``, as the panels of HeatmapLogger.
     """
     folder = run_folder(trainer)
     if not trainer.is_global_zero:
@@ -82,7 +83,7 @@ def log_figure(trainer: L.Trainer, tag: str, figure: Figure) -> None:
     log_image(trainer, tag, image)
     if folder is not None:
         stage, *explainer, name = tag.split("/")
-        file = f"epoch_{trainer.current_epoch:03d}.png" if stage == "val" else f"{stage}.png"
+        file = f"epoch_{epochs_trained(trainer):03d}.png" if stage == "val" else f"{stage}.png"
         save_png(folder.joinpath(name, *explainer, file), image)
 
 

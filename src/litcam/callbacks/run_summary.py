@@ -1,4 +1,4 @@
-"""RunSummary: what a run reached, from its first epoch to its last, and what to type next."""
+"""RunSummary: what a run reached, from before its training to its last epoch, and what to type next."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
+from litcam.callbacks.initial_validation import epochs_trained, is_rehearsal
 from litcam.callbacks.reporting import run_folder, with_validation
 from litcam.explainers import check_explainer, list_explainers
 from litcam.files import write_whole
@@ -30,9 +31,13 @@ ROWS = {
 class RunSummary(L.Callback):
     """Writes every validation epoch's scalars to ``history.csv`` in the run folder, and a table at the end of a fit.
 
-    A resumed fit goes on with the history of its checkpoint, whatever the run that left this one did later. The table
-    has accuracy (multi-label: mean average precision), reliance, localization and perturbation of the first and the
-    last epoch, with the last epoch's controls beside them, then where the run lies and the next commands.
+    A row's ``epoch`` counts the epochs trained, its ``step`` the training steps: both are 0 in that of the validation
+    before the training (:class:`~litcam.callbacks.InitialValidation`). A resumed fit goes on with the history of its
+    checkpoint, whatever the run that left this one did later.
+
+    The table has accuracy (multi-label: mean average precision), reliance, localization and perturbation before the
+    training, where the run has that, after the first epoch and after the last, with the last epoch's controls beside
+    them; then where the run lies and the next commands.
     """
 
     def __init__(self) -> None:
@@ -49,9 +54,9 @@ class RunSummary(L.Callback):
         self._write(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
+        if is_rehearsal(trainer):
             return
-        epoch, step = float(trainer.current_epoch), trainer.global_step
+        epoch, step = float(epochs_trained(trainer)), trainer.global_step
         scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.history = with_validation(self.history, step, {"epoch": epoch, "step": step, **scalars})
         self._write(trainer)
@@ -77,23 +82,26 @@ class RunSummary(L.Callback):
 
 
 def summary_table(history: list[dict[str, float]]) -> Table:
-    """First and last epoch side by side, controls beside the explainers' numbers."""
-    first, last = history[0], history[-1]
+    """Before the training, first and last epoch side by side, controls beside the explainers' numbers."""
+    first, last = next((row for row in history if row["step"] > 0), history[-1]), history[-1]
+    points = {"first epoch": first, "last epoch": last}
+    if history[0]["step"] == 0:
+        points = {"before training": history[0], **points}
     tags = dict.fromkeys(name.split("/")[1] for name in last if name.count("/") == 2)
     watched = [tag for tag in tags if tag in list_explainers() or tag.startswith("captum:")]
     controls = [name for name in watched if check_explainer(name).is_control]
     table = Table(title="validation", title_justify="left")
-    table.add_column("")
-    for heading in ("first epoch", "last epoch", *controls):
+    table.add_column("", no_wrap=True)
+    for heading in (*points, *controls):
         table.add_column(heading, justify="right")
     for tag, title in _of_the_model(last).items():
-        table.add_row(title, *(_cell(epoch, tag) for epoch in (first, last)), *("" for _ in controls))
+        table.add_row(title, *(_cell(row, tag) for row in points.values()), *("" for _ in controls))
     for explainer in watched:
         for metric, title in ROWS.items():
             tag = f"val/{explainer}/{metric}"
             if tag in last and explainer not in controls:
                 beside = (_cell(last, f"val/{control}/{metric}") for control in controls)
-                table.add_row(f"{explainer}: {title}", _cell(first, tag), _cell(last, tag), *beside)
+                table.add_row(f"{explainer}: {title}", *(_cell(row, tag) for row in points.values()), *beside)
     return table
 
 

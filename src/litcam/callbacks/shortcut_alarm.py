@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from litcam.callbacks.calibration import SHIPPED, Calibration, calibrate, read_sound_runs
+from litcam.callbacks.initial_validation import epochs_trained
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reliance_stream import RelianceStream
@@ -68,7 +69,7 @@ class ShortcutAlarm(ExplanationMonitor):
         false_alarms: the chance of an alarm in a sound run, over all its validations; with n sound runs not below
             1 / (n + 1).
         min_accuracy: validations with a lower accuracy on the watched images do not count: a model that knows nothing
-            yet has no reasons.
+            yet has no reasons. Neither does one before the training, for the limits are of models that were trained.
         stop: end the training when the alarm speaks.
         num_images: size of the watched subset, fixed and random; None takes every image. The limits are for about as
             many as in the sound runs, 300 in litcam's own: fewer scatter more, and the profile grows with their root.
@@ -174,7 +175,8 @@ class ShortcutAlarm(ExplanationMonitor):
         statistics = shortcut_statistics(watched)
         wrong = torch.stack(wrong_reasons(watched)).any(0)
         levels = {}
-        if self.calibration is not None and watched.accuracy >= self.min_accuracy:
+        counts = watched.accuracy >= self.min_accuracy and not trainer.sanity_checking
+        if self.calibration is not None and counts:
             levels = self.calibration.levels(statistics)
         level = max((level for level in levels.values() if math.isfinite(level)), default=0.0)
         scalars = {
@@ -187,10 +189,9 @@ class ShortcutAlarm(ExplanationMonitor):
         log_scalars(pl_module, f"{stage}/{self.tag}", on_device)
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        epoch = trainer.current_epoch + 1
-        self.since = {
-            key: min(epoch, self.since.get(key, epoch)) for key, one in zip(seen, wrong.tolist(), strict=True) if one
-        }
+        epoch = epochs_trained(trainer)
+        still_wrong = [key for key, one in zip(seen, wrong.tolist(), strict=True) if one and epoch > 0]
+        self.since = {key: min(epoch, self.since.get(key, epoch)) for key in still_wrong}
         table = image_table(seen, watched, self.since, Pictures(trainer).name)
         path = self._write(trainer, table)
         if self.calibration is None:
