@@ -209,9 +209,12 @@ def _check_kinds(path: Path, checkpoint: Mapping[str, Any]) -> None:
         else:
             continue
         raise CheckpointError(f"{path} was not written by a litcam run: its {name} {wrong}.")
-    names = checkpoint.get("class_names")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise CheckpointError(f"{path} was not written by a litcam run: its class_names are no list of names.")
+    for key in ("class_names", "class_ids"):
+        names = checkpoint.get(key)
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise CheckpointError(f"{path} was not written by a litcam run: its {key} are no list of names.")
+    if len(checkpoint.get("class_ids") or ()) not in (0, len(checkpoint.get("class_names") or ())):
+        raise CheckpointError(f"{path} was not written by a litcam run: it has not one of class_ids for each name.")
     try:
         Version(checkpoint["pytorch-lightning_version"])
     except InvalidVersion as error:

@@ -1,6 +1,7 @@
 """ViTClassifier: the LightningModule that fine-tunes a timm Vision Transformer. Knows nothing of explanations."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -86,7 +87,9 @@ class ViTClassifier(L.LightningModule):
         self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
 
-        self.class_names: list[str] | None = None  # once it has been trained on data that name them
+        # What is learnt from the data that it is first trained on, see litcam.data.ImageDataModule.
+        self.class_names: list[str] | None = None
+        self.class_ids: list[str] | None = None
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -101,17 +104,31 @@ class ViTClassifier(L.LightningModule):
         return logits
 
     def on_fit_start(self) -> None:
-        """Learn the names of the classes, to keep them in the checkpoints."""
+        """Learn the names of the classes, to keep them in the checkpoints; a model that has some keeps these."""
         datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, ImageDataModule):
+            return
+        if self.class_names is None:
+            if self.trainer.ckpt_path is not None:
+                datamodule.tell_classes()  # the checkpoint to go on from keeps no names
+            self.class_names, self.class_ids = list(datamodule.class_names), list(datamodule.class_ids)
+        datamodule.use_model(self)
+        datamodule.check_training()
+
+    def take_classes(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the names of the classes from a checkpoint; the labels of the trainer's data are then theirs."""
+        self.class_names, self.class_ids = checkpoint.get("class_names"), checkpoint.get("class_ids")
+        datamodule = getattr(self._trainer, "datamodule", None)
         if isinstance(datamodule, ImageDataModule):
-            self.class_names = list(datamodule.class_names)
+            datamodule.use_model(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
+        checkpoint["class_ids"] = self.class_ids
         checkpoint["train_metrics"] = self._train_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.class_names = checkpoint.get("class_names")
+        self.take_classes(checkpoint)
         for name, state in checkpoint.get("train_metrics", {}).items():
             metric = self._train_metrics[name]
             metric._update_count += 1  # in every process, for what follows from it is a collective

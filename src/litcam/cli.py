@@ -92,7 +92,9 @@ def train(default_config: Path, args: Sequence[str] | None = None) -> None:
             raise SystemExit(0 if check_data(cli.datamodule) else 1)
         ckpt_path = cli.config["ckpt_path"]
         if ckpt_path is not None:
-            load_weights(cli.model, read_checkpoint(ckpt_path, to_resume=True)["state_dict"], ckpt_path)
+            checkpoint = read_checkpoint(ckpt_path, to_resume=True)
+            load_weights(cli.model, checkpoint["state_dict"], ckpt_path)
+            cli.model.take_classes(checkpoint)  # so that other classes show before any work
         errors.folder = _check_writable(cli.trainer)
         check_start(cli.trainer, args)
         try:
@@ -240,6 +242,12 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", type=Literal["train", "val", "test"], default="val", help="of the data")
     parser.add_argument("--target", type=Literal["true", "predicted"], default="true", help="class to explain")
+    parser.add_argument(
+        "--unknown_classes",
+        type=Literal["raise", "skip"],
+        default="raise",
+        help="skip leaves out classes of the data that the model does not know, and counts them",
+    )
     parser.add_argument("--output", type=str | None, help="folder of the results (default: in the run folder)")
     parser.add_argument("--num_images", type=int | None, help="a random subset of the images (default: all)")
     parser.add_argument("--perturbation_images", type=int | None, default=256, help="of the curves; null: all")

@@ -23,6 +23,7 @@ default_cfgs = generate_default_cfgs(
         "vit_mini_patch8_64.digits": {
             "file": str(WEIGHTS),
             "num_classes": 10,
+            "label_names": tuple(map(str, range(10))),
             "input_size": (3, 64, 64),
             "mean": (0.5, 0.5, 0.5),
             "std": (0.5, 0.5, 0.5),

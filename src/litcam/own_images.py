@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from litcam.attention import AttentionTrace, record
 from litcam.callbacks.reporting import save_png
 from litcam.data import ImageDataModule, ImageFilesDataModule
+from litcam.data.classes import Classes, by_place_sentence, say
 from litcam.data.finding import Note, composed, find_files, is_folder
 from litcam.data.reading import (
     IMAGE_SUFFIXES,
@@ -93,8 +94,8 @@ def explain_images(
     Args:
         module: a Vision Transformer, or a module that holds one, on the device to compute on. Where its ``hparams``
             have ``multi_label``, probabilities are sigmoids, and every class above one half is predicted.
-        datamodule: gives the transforms, and the names of the classes where its data are there; otherwise those are
-            the module's ``class_names`` if it has any, or the indices.
+        datamodule: gives the transforms; classes have the names of the module's ``class_names``, and where it has none
+            those of the data with as many classes, which is said; otherwise their indices.
         paths: image files, and folders whose image files are taken with those in the folders below.
         methods: explainers, each a name with options if wanted: ``"reciprocam:kernel=dirac"``.
         output: folder of the results; created where it is missing.
@@ -252,10 +253,11 @@ class _Run:
         self.vit.check_images(blank)
         num_classes = record(self.vit, blank, {}).logits.shape[1]
         self.at_once = images_at_once(self.vit, blank)
-        self.names, trouble = _class_names(module, datamodule, num_classes)
-        self.targets = None if targets is None else _find_targets(targets, self.names, num_classes, trouble)
+        classes, trouble = _find_classes(module, datamodule, num_classes)
+        self.names = classes.names
+        self.targets = None if targets is None else _find_targets(targets, classes, trouble)
         if trouble:
-            Console(stderr=True).print(f"Classes go by their index: {trouble}", markup=False, soft_wrap=True)
+            say(f"Classes go by their index: {trouble}")
         self.folder = folder
         self.taken = _UniqueNames()
 
@@ -428,31 +430,31 @@ def _send(
     return moved / np.array([model_width, model_height, model_width, model_height], dtype=np.float64), kept
 
 
-def _class_names(module: nn.Module, datamodule: ImageDataModule, num_classes: int) -> tuple[list[str], str | None]:
-    """The names of the classes; or their indices, and why."""
-    names: Sequence[str] | None = None
+def _find_classes(module: nn.Module, datamodule: ImageDataModule, num_classes: int) -> tuple[Classes, str | None]:
+    """The model's classes; where it keeps no names, those of the data by place; or their indices, and why."""
+    classes = Classes.of(module)
+    if classes is not None and len(classes.names) == num_classes:
+        return classes, None
     try:
         names = datamodule.class_names
+        if len(names) == num_classes:
+            say(by_place_sentence(names))
+            return Classes.named(names, datamodule.class_ids), None
         trouble = f"the data have {len(names)} classes, but the model has {num_classes}"
     except (LitcamError, OSError) as error:
         trouble = f"the data that name them are not here ({error})"
-    if names is None or len(names) != num_classes:
-        names = getattr(module, "class_names", None)
-    if names is None or len(names) != num_classes:
-        return [str(index) for index in range(num_classes)], trouble
-    return list(names), None
+    return Classes.named([str(index) for index in range(num_classes)]), trouble
 
 
-def _find_targets(
-    targets: Sequence[str | int], names: Sequence[str], num_classes: int, trouble: str | None
-) -> list[int]:
+def _find_targets(targets: Sequence[str | int], classes: Classes, trouble: str | None) -> list[int]:
     """The indices of classes given by name or index, each once; a name that is a number comes before an index."""
     if not targets:
         raise InputError("targets is empty; name classes, or leave it out to explain the predicted ones.")
+    names, num_classes = classes.names, len(classes.names)
     found = []
-    for target in targets:
-        target = composed(target) if isinstance(target, str) else target
-        indices = [index for index, name in enumerate(names) if composed(name) == target]
+    for given in targets:
+        target = composed(given) if isinstance(given, str) else given
+        indices = [index for index in range(num_classes) if target in (names[index], classes.ids[index])]
         if len(indices) > 1:
             same = ", ".join(map(str, indices))
             raise InputError(f"Several classes have the name {target!r}: give one of their indices, {same}.")

@@ -103,7 +103,6 @@ def test_without_segmentations_there_is_no_mask(tmp_path: Path) -> None:
             {"image_class_labels": "1 1\n2 2\n2 2\n"},
             "image_class_labels.txt: line 3: 2 stands there for the second",
         ),
-        ({"classes": "1 001.A\n3 003.B\n"}, r"classes.txt: it has to number its 2 classes from 1 to 2"),
         ({"classes": "1\n"}, r"classes.txt: line 1: '1' has to be '<class id> <name>'"),
     ],
 )
@@ -113,13 +112,27 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, lists: dict[str, st
         cub_records(tmp_path, "train")
 
 
+def test_some_of_the_classes_may_keep_their_numbers(tmp_path: Path) -> None:
+    make_cub(
+        tmp_path,
+        classes="7 007.Parakeet_Auklet\n3 003.Sooty_Albatross\n",
+        image_class_labels="1 7\n2 3\n4 3\n",
+    )
+    assert cub_class_names(tmp_path) == ["Sooty Albatross", "Parakeet Auklet"]
+    assert {record.id: record.labels for split in ("train", "val") for record in cub_records(tmp_path, split)} == {
+        "Black_1": (1,),
+        "Sooty_2": (0,),
+        "Sooty_4": (0,),
+    }
+
+
 UNUSABLE = [
     ({"train_test_split": "2 1\n4 0\n"}, "train_test_split.txt: there is no line for image 1 of images.txt"),
     ({"image_class_labels": "2 2\n4 2\n"}, "image_class_labels.txt: there is no line for image 1 of images.txt"),
     ({"bounding_boxes": "4 2 3 10 20\n"}, "bounding_boxes.txt: there is no line for image 1 of images.txt"),
     (
         {"image_class_labels": "1 7\n2 2\n4 2\n"},
-        "image_class_labels.txt: image 1 has the class 7, but classes.txt has 1",
+        "image_class_labels.txt: image 1 has the class 7, which is not in classes.txt",
     ),
     ({"bounding_boxes": "1 8 4 0 12\n4 2 3 10 20\n"}, r"image 1, .*Black_1.jpg: the box \(8, 4, 0, 12\) has no area"),
     ({"bounding_boxes": "1 40 4 8 12\n4 2 3 10 20\n"}, r"Black_1.jpg: nothing of the box \(40, 4, 48, 16\) lies in"),

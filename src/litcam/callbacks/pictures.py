@@ -22,7 +22,9 @@ class Pictures:
 
     def __init__(self, trainer: L.Trainer) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
-        self.class_names: Sequence[str] | None = getattr(datamodule, "class_names", None)
+        owners = ((datamodule, "label_names"), (trainer.lightning_module, "class_names"), (datamodule, "class_names"))
+        names = (getattr(owner, attribute, None) for owner, attribute in owners)
+        self.class_names: Sequence[str] | None = next(filter(None, names), None)
         self.data_config: dict[str, Any] | None = getattr(datamodule, "data_config", None)
 
     def name(self, label: int) -> str:

@@ -49,17 +49,17 @@ def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = refuse) ->
     in_training = _read_list(folder / "train_test_split.txt", "<image id> <1 for training, else 0>", _flag)
     labels = _read_list(folder / "image_class_labels.txt", "<image id> <class id>", _number)
     boxes = _read_list(folder / "bounding_boxes.txt", "<image id> <x> <y> <width> <height>", _words)
-    num_classes = len(cub_class_names(folder))
+    indices = {number: index for index, number in enumerate(sorted(_species(folder)))}
     segmentations = _segmentations(folder)
     records = []
     for image in images.values:
         try:
             if in_training.of(image) != (split == "train"):
                 continue
-            label = labels.of(image) - 1
-            if not 0 <= label < num_classes:
-                trouble = f"image {image} has the class {label + 1}, but classes.txt has 1 to {num_classes}"
-                raise bad_file(labels.path, trouble)
+            number = labels.of(image)
+            if number not in indices:
+                raise bad_file(labels.path, f"image {image} has the class {number}, which is not in classes.txt")
+            label = indices[number]
             name = images.of(image)
             box = _BOX.read(boxes.path, f"image {image}, {name}", boxes.of(image))
             path = _existing(folder / "images", name)
@@ -77,15 +77,18 @@ def cub_records(root: str | Path, split: Split, leave_out: LeaveOut = refuse) ->
 def cub_class_names(root: str | Path) -> list[str]:
     """The species by class index, as people write them: ``Black footed Albatross``.
 
+    Indices follow the rising numbers of ``classes.txt``, which may be some of the 200.
+
     Raises:
-        InputError: if ``classes.txt`` is missing, cannot be read, or does not count from 1.
+        InputError: if ``classes.txt`` is missing or cannot be read.
     """
-    path = _find_folder(Path(root)) / "classes.txt"
-    names = _read_list(path, "<class id> <name>", _name)
-    count = len(names.values)
-    if sorted(names.values) != list(range(1, count + 1)):
-        raise bad_file(path, f"it has to number its {count} classes from 1 to {count}")
-    return [names.of(number).split(".", 1)[-1].replace("_", " ") for number in range(1, count + 1)]
+    return [name for _, name in sorted(_species(_find_folder(Path(root))).items())]
+
+
+def _species(folder: Path) -> dict[int, str]:
+    """The names of ``classes.txt`` by its numbers."""
+    names = _read_list(folder / "classes.txt", "<class id> <name>", _name)
+    return {number: names.of(number).split(".", 1)[-1].replace("_", " ") for number in names.values}
 
 
 def download_cub(root: str | Path) -> None:

@@ -146,7 +146,7 @@ class DigitScenes(Dataset[Sample]):
     def __getitem__(self, index: int) -> CuedSample:
         if index < 0:
             raise IndexError(f"scene {index} does not exist: indices start at 0")
-        scene = (self.seed, list(_SPLIT_SHARES).index(self.split), index)
+        scene = self._seeds(index)
         rng = np.random.default_rng(scene)
         classes = _draw_classes(rng, self.style.classes)
         ground = rng.uniform(20, 130, size=3).astype(np.float32)
@@ -168,6 +168,14 @@ class DigitScenes(Dataset[Sample]):
         if planted is not None:
             sample["cue_box"] = torch.from_numpy(planted[1])
         return sample
+
+    def labels_of(self, index: int) -> list[int]:
+        """The classes of a scene, without drawing it."""
+        return _draw_classes(np.random.default_rng(self._seeds(index)), self.style.classes)
+
+    def _seeds(self, index: int) -> tuple[int, int, int]:
+        """What a scene is drawn from."""
+        return self.seed, list(_SPLIT_SHARES).index(self.split), index
 
     def _lay_clutter(self, rng: np.random.Generator, canvas: Image, colours: Image) -> None:
         """Cover the background with a random window of a random clutter sheet, in this scene's own colours."""

@@ -31,6 +31,7 @@ from litcam.data.reading import (
     refuse,
 )
 from litcam.data.records import Record, Records
+from litcam.data.relabelled import Relabelled
 from litcam.data.transforms import (
     Pipeline,
     TransformSpec,
@@ -98,6 +99,10 @@ class ImageFiles(Dataset[Sample]):
         plain = copy(self)
         plain.has_boxes = plain.has_masks = False
         return plain
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        """The classes of an image, which is not read for it."""
+        return self.records[index].labels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -310,13 +315,6 @@ class ImageFilesDataModule(ImageDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Find the images of a stage's splits, so that bad annotations show before anything is run."""
         super().setup(stage)
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        hparams = getattr(module, "hparams", {})
-        known = len(self.class_names)
-        if hparams.get("num_classes", known) != known:
-            raise InputError(
-                f"The model has {hparams['num_classes']} classes, but the data {known}: --model.num_classes {known}."
-            )
         for split in _STAGES.get(stage, ()):
             unused = split == "val" and getattr(self.trainer, "limit_val_batches", 1) == 0
             if split in self.splits and not unused:
@@ -335,9 +333,9 @@ class ImageFilesDataModule(ImageDataModule):
             seed=self.seed,
         )
 
-    def train_dataset(self) -> ImageFiles:
+    def train_dataset(self) -> ImageFiles | Relabelled:
         """The training images, without boxes and masks unless transforms of the user's own might look at them."""
-        dataset = cast(ImageFiles, self.dataset("train"))
+        dataset = cast(ImageFiles | Relabelled, self.dataset("train"))
         return dataset.without_annotations() if self.train_transforms is None else dataset
 
     def train_sampler(self, dataset: Dataset[Any]) -> StreamSampler:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from litcam.data.annotations import Annotation, read_voc
 from litcam.data.boxes import BoxFormat, with_boxes
@@ -88,7 +88,27 @@ def imagenet_class_names(root: str | Path) -> list[str]:
     Raises:
         InputError: if neither layout is there, or the mapping cannot be read.
     """
-    words = {synset: text.split(",")[0] for synset, text in _descriptions(_find_tree(Path(root))).items()}
+    return _in_words(_descriptions(_find_tree(Path(root))))
+
+
+def imagenet_synsets(root: str | Path) -> list[str]:
+    """The synsets of the classes, by index; see :func:`imagenet_class_names`."""
+    return list(_descriptions(_find_tree(Path(root))))
+
+
+def timm_classes(size: int) -> tuple[list[str], list[str]]:
+    """Names and synsets of the classes of timm's ImageNet models with so many; none where it knows no such set."""
+    subset = infer_imagenet_subset({"num_classes": size})
+    if subset is None:
+        return [], []
+    info = ImageNetInfo(subset)
+    words = {synset: info.label_name_to_description(synset) for synset in info.label_names()}
+    return _in_words(words), list(words)
+
+
+def _in_words(descriptions: Mapping[str, str]) -> list[str]:
+    """The first word of each class, with its synset where classes share it."""
+    words = {synset: text.split(",")[0] for synset, text in descriptions.items()}
     shared = Counter(words.values())
     return [word if shared[word] == 1 else f"{word} ({synset})" for synset, word in words.items()]
 
@@ -260,6 +280,11 @@ class ImageNetDataModule(ImageFilesDataModule):
     @property
     def class_names(self) -> list[str]:
         return imagenet_class_names(self.root)
+
+    @property
+    def class_ids(self) -> list[str]:
+        """The synsets: words are shared, and differ with the classes at hand."""
+        return imagenet_synsets(self.root)
 
     def records(self, split: Split) -> Sequence[Record]:
         tree = _find_tree(self.root)

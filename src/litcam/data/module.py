@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from litcam.data.batch import Batch, collate, collate_none
-from litcam.errors import check_at_least
+from litcam.data.classes import Classes, ClassMap, check_training, match_classes, say, take_by_place
+from litcam.data.relabelled import LeftOut, Relabelled
+from litcam.errors import InputError, check_at_least, check_choice
 
 Split = Literal["train", "val", "test"]
+UnknownClasses = Literal["raise", "skip"]
 Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 # What timm assumes where a model says nothing (resolve_data_config).
@@ -84,7 +87,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     """Base of the data modules: subclasses build a dataset per split and name the classes.
 
     Images leave the workers as uint8 and are normalised on the device, with size, mean and std of the model's own data
-    config. Evaluation loaders neither drop nor repeat an image, whatever the number of processes.
+    config, and labels are the indices of the model's own classes, matched by name. Evaluation loaders neither drop nor
+    repeat an image, whatever the number of processes.
 
     Args:
         batch_size: images per batch and process.
@@ -98,12 +102,27 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.data_config = dict(DEFAULT_DATA_CONFIG)
+        self.unknown_classes: UnknownClasses = "raise"
+        self._model: tuple[Classes | None, int | None] | None = None  # its classes, and how many there are
+        self._class_map: ClassMap | None = None
+        self._told = True  # how the classes are matched: there is no model yet
         self._datasets: dict[Split, Dataset[Any]] = {}
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """The names of the classes, by index."""
+        """The names of the data's own classes, by their index."""
+
+    @property
+    def class_ids(self) -> list[str]:
+        """What tells these classes apart, by their index: the names, unless a dataset has something better."""
+        return self.class_names
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the classes, by label: the model's, once :meth:`use_model` has told them, else the data's."""
+        known = self._model and self._model[0]
+        return list(known.names) if known else self.class_names
 
     @abstractmethod
     def build_dataset(self, split: Split) -> Dataset[Any]:
@@ -118,7 +137,62 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Take the data config of the trainer's model, where it has one."""
         module = self.trainer.lightning_module if self.trainer is not None else None
-        self.use_data_config(getattr(module, "data_config", self.data_config))
+        if module is not None:
+            self.use_model(module)
+        if stage in (None, "fit"):  # otherwise the model may have its names from a checkpoint yet to be read
+            self.check_training()
+
+    def use_model(self, model: object, unknown_classes: UnknownClasses | None = None) -> None:
+        """Prepare images and labels for a model: its ``data_config``, and its ``class_names`` where it has them.
+
+        Args:
+            model: the module.
+            unknown_classes: what to do with the classes that the model does not know: ``"raise"`` refuses a split that
+                has images of them, ``"skip"`` leaves them out, see :meth:`left_out_classes`; None as before, at first
+                ``"raise"``.
+        """
+        unknown_classes = unknown_classes or self.unknown_classes
+        check_choice("unknown_classes", unknown_classes, ("raise", "skip"))
+        self.use_data_config(getattr(model, "data_config", self.data_config))
+        classes = Classes.of(model)
+        size = getattr(model, "hparams", {}).get("num_classes", getattr(model, "num_classes", None))
+        if classes is not None and size not in (None, len(classes.names)):
+            raise InputError(f"The model has {size} classes, but knows the names of {len(classes.names)}: {classes}.")
+        if ((classes, size), unknown_classes) != (self._model, self.unknown_classes):
+            self._model, self.unknown_classes = (classes, size), unknown_classes
+            self._class_map, self._told = None, False
+            self._datasets.clear()
+
+    def class_map(self) -> ClassMap:
+        """Which of the model's classes the data's are.
+
+        Raises:
+            InputError: if two classes of the data are the same, or the model keeps no names and has another number of
+                classes.
+        """
+        if self._class_map is None:
+            own, (classes, size) = self._own_classes(), self._model or (None, None)
+            self._class_map = take_by_place(own, size) if classes is None else match_classes(own, classes)
+        return self._class_map
+
+    def tell_classes(self) -> None:
+        """Print how the classes are matched, once, unless they are plainly the same."""
+        sentence = "" if self._told else self.class_map().sentence()
+        self._told = True
+        if sentence:
+            say(sentence)
+
+    def check_training(self) -> None:
+        """Raise InputError unless the model can be trained on the classes of the data: all it has, and no others."""
+        check_training(self._own_classes(), *(self._model or (None, None)))
+
+    def _own_classes(self) -> Classes:
+        return Classes.named(self.class_names, self.class_ids)
+
+    def left_out_classes(self, split: Split) -> LeftOut:
+        """What of a split is left out because the model does not know its class."""
+        dataset = self.dataset(split)
+        return dataset.left_out if isinstance(dataset, Relabelled) else LeftOut(0, {})
 
     def use_data_config(self, data_config: dict[str, Any]) -> None:
         """Prepare images as ``data_config`` says (timm's keys: input_size, mean, std, interpolation)."""
@@ -127,10 +201,28 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self._datasets.clear()
 
     def dataset(self, split: Split) -> Dataset[Any]:
-        """The dataset of a split, built once."""
+        """The dataset of a split, its labels those of the model, built once."""
         if split not in self._datasets:
-            self._datasets[split] = self.build_dataset(split)
+            dataset, classes = self.build_dataset(split), self.class_map()
+            self._datasets[split] = self._relabelled(dataset, classes, split) if classes.changes else dataset
+            self.tell_classes()
         return self._datasets[split]
+
+    def _relabelled(self, dataset: Dataset[Any], classes: ClassMap, split: Split) -> Relabelled:
+        relabelled = Relabelled(dataset, classes)
+        found = relabelled.left_out.classes
+        if found and self.unknown_classes == "raise":
+            raise InputError(
+                f"{classes.unknown_sentence(list(found))} (unknown_classes: skip leaves what is not known "
+                "out, and counts it)."
+            )
+        if not len(relabelled):
+            raise InputError(f"{classes.unknown_sentence(list(found))}: no image of {split} is left.")
+        if found:
+            counts = ", ".join(f"{name} {count}" for name, count in found.items())
+            images = relabelled.left_out.images
+            say(f"Left out of {split}, as the model does not know the class: {images} images ({counts}).")
+        return relabelled
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in the order of :meth:`train_sampler`; the last incomplete one is dropped."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from litcam.data import ImageDataModule
-from litcam.data.module import Split
+from litcam.data.module import Split, UnknownClasses
 from litcam.evaluation.measuring import DEFAULT_METHODS, Target, measure
 from litcam.evaluation.pages import write_report
 from litcam.evaluation.printed import print_results
@@ -37,6 +37,7 @@ def evaluate(
     perturbation_images: int | None = 256,
     seed: int = 0,
     folder: str | Path | None = None,
+    unknown_classes: UnknownClasses = "raise",
 ) -> Evaluation:
     """Score explanation methods on every image of a split; one forward per image serves all methods that can share it.
 
@@ -55,6 +56,8 @@ def evaluate(
         perturbation_images: images of the perturbation curves, a fixed random subset (18 forwards per image and
             method); None takes all, 0 none.
         seed: of these subsets and of the metrics that draw.
+        unknown_classes: ``"raise"`` refuses images of classes that the model does not know by name; ``"skip"`` leaves
+            these classes out, and the images that have no other, and counts them in the results.
         folder: keeps what was measured, so that a call that was stopped goes on when it is repeated; the results are
             the same to the last bit. One evaluation at a time has it.
 
@@ -67,6 +70,7 @@ def evaluate(
             the data lack, and for a folder that cannot be written or that another evaluation is writing.
         UnsupportedModelError: if the model cannot be explained.
     """
-    arguments = (model, datamodule, explainers, metrics, split, target, num_images, perturbation_images, seed, folder)
+    images = (num_images, perturbation_images)
+    arguments = (model, datamodule, explainers, metrics, split, target, *images, seed, folder, unknown_classes)
     with measure(*arguments) as measurements:
-        return conclude(measurements, datamodule.class_names)
+        return conclude(measurements, datamodule.label_names)

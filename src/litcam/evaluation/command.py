@@ -11,7 +11,7 @@ from rich.console import Console
 from litcam.callbacks.drift_figures import Filmstrip
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
-from litcam.data.module import Split
+from litcam.data.module import Split, UnknownClasses
 from litcam.errors import InputError, check_at_least
 from litcam.evaluation import DEFAULT_METHODS, evaluate
 from litcam.evaluation.measuring import Target
@@ -38,6 +38,7 @@ def evaluate_runs(
     report_images: int = 200,
     num_workers: int | None = None,
     seed: int = 0,
+    unknown_classes: UnknownClasses = "raise",
 ) -> list[Evaluation]:
     """Score checkpoints, or a model without one; print the tables, write results, tables of the images and a report.
 
@@ -58,10 +59,11 @@ def evaluate_runs(
         report_images: how many images the gallery of the report shows.
         num_workers: loading processes, if other than in the training.
         seed: of the subsets.
+        unknown_classes: ``"raise"`` or ``"skip"``, for classes that the model does not know by name.
 
     Raises:
         CheckpointError: if a file cannot be used.
-        InputError: for an unknown method, metric or option, and an output folder that cannot be written or that another
+        InputError: for an unknown method, metric, option or class, and an output folder that cannot be written or that another
             evaluation is writing.
     """
     check_at_least("report_images", report_images, least=0)
@@ -76,8 +78,8 @@ def evaluate_runs(
         for subject in subjects:
             module, datamodule = subject.load(changes)
             module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-            images, parts = (num_images, perturbation_images), subject.folder / "parts"
-            found = evaluate(module, datamodule, methods, metrics, split, target, *images, seed, parts)
+            rest = (num_images, perturbation_images, seed, subject.folder / "parts", unknown_classes)
+            found = evaluate(module, datamodule, methods, metrics, split, target, *rest)
             about = {"checkpoint": subject.checkpoint, "model": module.hparams["model"], "data": given}
             found = replace(found, results={**about, **found.results})
             found.write(subject.folder)

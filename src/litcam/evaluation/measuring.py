@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from litcam.attention import record
 from litcam.data import Batch, ImageDataModule, labelled_pairs, read_batch
 from litcam.data.batch import missing_annotation, take_images
-from litcam.data.module import Split
+from litcam.data.module import Split, UnknownClasses
 from litcam.errors import InputError, check_at_least, check_choice
 from litcam.evaluation.parts import Parts
 from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, create_scorer
@@ -72,6 +72,7 @@ def measure(
     perturbation_images: int | None = 256,
     seed: int = 0,
     folder: str | Path | None = None,
+    unknown_classes: UnknownClasses = "raise",
 ) -> Iterator[Measurements]:
     """Explain and score the images of a split, going on where an earlier call with the same arguments was stopped.
 
@@ -91,7 +92,7 @@ def measure(
     device = next(module.parameters()).device
     multi_label = bool(getattr(module, "hparams", {}).get("multi_label", False))
     by_name = create_explainers(explainers, module)
-    datamodule.use_data_config(getattr(module, "data_config", datamodule.data_config))
+    datamodule.use_model(module, unknown_classes)
     mean, std = (tuple(map(float, datamodule.data_config[key])) for key in ("mean", "std"))
     wanted = DEFAULT_METRICS if metrics is None else metrics
     scorers = [create_scorer(text, mean, std, multi_label, seed) for text in wanted]
@@ -105,6 +106,7 @@ def measure(
         "data_module": f"{type(datamodule).__module__}.{type(datamodule).__qualname__}",
         "data_config": datamodule.data_config,
         "total": total,
+        "classes": [datamodule.label_names, datamodule.class_map().indices],
         "split": split,
         "methods": list(by_name),
         "metrics": [scorer.name for scorer in scorers],

@@ -34,6 +34,9 @@ def print_results(
     console = console or Console()
     names = [_broken(name) for name in results["methods"]]
     title = f"{results['split']}: {results['num_images']:,} images, accuracy {results['accuracy']:.3f}"
+    unknown: Mapping[str, int] = results.get("unknown_classes", {}).get("classes", {})
+    if unknown:
+        title += f"; left out as unknown classes: {', '.join(f'{name} {count:,}' for name, count in unknown.items())}"
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     for heading, columns in _groups(results, cost):
         for number, fitting in enumerate(_fitting(columns, console.width - _names_width(names))):

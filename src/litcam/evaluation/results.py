@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def conclude(measurements: Measurements, class_names: Sequence[str]) -> Evaluati
         "target": measurements.target,
         "num_images": len(hits),
         "accuracy": float(hits.mean()),
+        "unknown_classes": asdict(measurements.datamodule.left_out_classes(measurements.split)),
         "protocols": {scorer.name: scorer.description for scorer in measurements.scorers if scorer.name in described},
         "lower_is_better": list(
             dict.fromkeys(

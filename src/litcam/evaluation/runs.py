@@ -12,6 +12,7 @@ import litcam.data
 from litcam.checkpoints import load_weights, read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
+from litcam.data.imagenet import timm_classes
 from litcam.errors import CheckpointError, InputError, LitcamError, brief
 
 
@@ -46,7 +47,7 @@ def load_run(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[V
             raise
         reason = error if isinstance(error, LitcamError) else f"its arguments make no data module ({brief(error)})."
         raise CheckpointError(f"{path}: {reason}") from error
-    datamodule.use_data_config(module.data_config)
+    datamodule.use_model(module)
     return module, datamodule
 
 
@@ -73,8 +74,21 @@ def create_model(arguments: Mapping[str, Any], datamodule: ImageDataModule) -> V
     """
     _check_kinds(ViTClassifier, arguments)
     module = ViTClassifier(**arguments)
-    datamodule.use_data_config(module.data_config)
+    if arguments.get("pretrained", True) is True:
+        module.class_names, module.class_ids = _classes_of_head(module)
+    datamodule.use_model(module)
     return module
+
+
+def _classes_of_head(module: ViTClassifier) -> tuple[list[str] | None, list[str] | None]:
+    """Names and ids of the classes of timm's own head, where the model has kept it and timm knows them."""
+    config: Mapping[str, Any] = module.net.pretrained_cfg
+    size = module.hparams["num_classes"]
+    if config.get("num_classes") != size:
+        return None, None
+    names = list(config.get("label_names") or ())
+    names, ids = (names, names) if names else timm_classes(size)
+    return (names, ids) if len(names) == size else (None, None)
 
 
 def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
