@@ -62,11 +62,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_table_is_computed_under_its_protocol(config: Path, root: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
+    num_classes = {"ImageNetDataModule": 1000, "VOC2012DataModule": 20, "CUB200DataModule": 2}
     cli.evaluate(
         [
             *("--config", str(config), "--data.root", str(root), "--data.num_workers=0", "--output", str(tmp_path)),
             *("--model.model=vit_tiny_patch16_224", f"--model.model_kwargs={json.dumps(SMALL_MODEL)}"),
-            *("--model.pretrained=false", "--model.num_classes=200", "--report_images=2"),
+            *("--model.pretrained=false", "--report_images=2"),
+            f"--model.num_classes={num_classes[settings['data']['class_path'].rsplit('.', 1)[-1]]}",
         ]
     )
     results = json.loads((tmp_path / "results.json").read_text())
