@@ -63,8 +63,8 @@ def evaluate_runs(
 
     Raises:
         CheckpointError: if a file cannot be used.
-        InputError: for an unknown method, metric, option or class, and an output folder that cannot be written or that another
-            evaluation is writing.
+        InputError: for an unknown method, metric, option or class, and an output folder that cannot be written or that
+            another evaluation is writing.
     """
     check_at_least("report_images", report_images, least=0)
     given = dict(data or {})
