@@ -188,3 +188,14 @@ def test_folders_of_synsets_and_imagenet_are_the_same_classes(tmp_path: Path) ->
         assert [sample["label"] for sample in samples(module)] == [0, 1]
     imagenet = ImageNetDataModule(str(tmp_path), num_workers=0)
     assert (imagenet.class_names, imagenet.class_ids) == (["tench", "crane"], ["n01440764", "n02012849"])
+
+
+def test_masks_that_number_the_classes_of_other_data_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):  # taken out of data whose first class was cat
+        save_picture(tmp_path / "images" / split / "dog" / "0.png", (64, 64))
+        save_mask(tmp_path / "masks" / split / "dog" / "0.png", (64, 64), (LEFT, 2))
+    options: dict[str, Any] = {"masks": "../masks", "mask_values": "classes", "num_workers": 0}
+    module = FolderDataModule(str(tmp_path / "images"), **options)
+    module.use_model(model_of(["cat", "dog"]))
+    with pytest.raises(InputError, match=r"the mask shows the classes 2, but not its image's, 1: k is the class"):
+        module.dataset("val")[0]  # type: ignore[index]

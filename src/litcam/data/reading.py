@@ -139,11 +139,25 @@ def read_mask(path: Path, values: MaskValues, size: tuple[int, int]) -> Pixels:
 
 
 def check_mask_values(record: Record, mask: Pixels) -> None:
-    """Raise BadFileError if an instance mask has an instance more than the record has boxes."""
+    """Raise BadFileError if a mask's numbers are not those of the record.
+
+    An instance mask may not have an instance more than there are boxes; a class mask that shows something has to show
+    one of the image's classes, for else it counts the classes of other data.
+    """
     if record.mask_values == "instances" and record.mask is not None and record.boxes is not None:
         largest = int(mask[mask != VOID].max(initial=0))
         if largest > len(record.boxes):
             raise bad_file(record.mask, f"the mask has an instance {largest}, but there are {len(record.boxes)} boxes")
+    if record.mask_values == "classes" and record.mask is not None:
+        shown = set(np.unique(mask).tolist()) - {0, VOID}
+        own = {label + 1 for label in record.labels}
+        if shown and not shown & own:
+            numbers, wanted = (", ".join(map(str, sorted(values))) for values in (shown, own))
+            raise bad_file(
+                record.mask,
+                f"the mask shows the classes {numbers}, but not its image's, {wanted}: k is the class of index k - 1 "
+                "of these data",
+            )
 
 
 def by(size: tuple[int, int]) -> str:
