@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,24 @@ def test_a_folder_in_use_is_refused_by_everything_that_writes_into_it(
         assert [path.name for path in out.iterdir()] == [LOCK_NAME]
     cli.evaluate(own)
     assert "image-agcam-" in " ".join(path.name for path in out.iterdir())
+
+
+def test_checkpoints_of_one_name_are_told_apart_and_have_folders_of_their_own(
+    run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name / "version_0" / "checkpoints" / "last.ckpt" for name in ("a", "b")]
+    files.append(tmp_path / "a" / "version_0" / "older" / "last.ckpt")
+    for file in files:
+        file.parent.mkdir(parents=True)
+        shutil.copy(checkpoint_of(run), file)
+    words = ["--data.num_val=4", *SCORED, "--output", str(tmp_path / "out")]
+    cli.evaluate(["--ckpt_path", *map(str, [files[0], files[1], files[0]]), *words])
+    drift = (tmp_path / "out" / "drift.csv").read_text()
+    assert "center,a/version_0/last,b/version_0/last," in drift
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["0-last", "1-last"]
+    error = refused(["--ckpt_path", str(files[0]), str(files[2]), "--data.num_val=4", *SCORED], capsys)
+    assert "and of another checkpoint would lie in" in error
+    assert not (tmp_path / "a" / "version_0" / "evaluation").exists()
 
 
 def test_a_disk_that_fills_while_images_are_explained_is_one_sentence(run: tuple[Path, str], tmp_path: Path) -> None:

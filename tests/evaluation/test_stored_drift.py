@@ -14,6 +14,7 @@ from PIL import Image
 
 from litcam import cli
 from litcam.callbacks.drift_history import PanelMaps, read_history
+from litcam.lock import only_writer
 from litcam.metrics.functional.similarity import SIMILARITIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,3 +253,11 @@ def test_maps_alone_are_drawn_too_without_a_checkpoint_and_a_best_epoch(
     assert overlays.std() > 5
     assert np.ptp(overlays, axis=-1).max() == 0, "gray"
     assert not [name for name in (folder / "drift.csv").read_text().splitlines()[0].split(",") if "best" in name]
+
+
+def test_a_folder_that_somebody_else_is_writing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_epochs(tmp_path, 2)
+    with only_writer(tmp_path / "out" / "agcam"):
+        error = refused(["--drift", str(tmp_path), f"--output={tmp_path / 'out'}"], capsys)
+    assert f"{tmp_path / 'out' / 'agcam'} is being written by process" in error
+    assert not (tmp_path / "out").exists()

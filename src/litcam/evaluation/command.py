@@ -205,10 +205,21 @@ def _subjects(
         name = str(model.get("model", "model"))
         return [_Subject(name, None, model, output or Path("runs") / name / "evaluation" / ending)]
     paths = find_checkpoints(ckpt_path)
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{path.resolve().parent.parent.name}/{path.stem}" for path in paths]
+    names = _names_of(paths)
     folders = [path.resolve().parent.parent / "evaluation" / f"{path.stem}-{ending}" for path in paths]
     if output is not None:
         folders = [output] if len(paths) == 1 else [output / f"{place}-{path.stem}" for place, path in enumerate(paths)]
+    for path, folder in zip(paths, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise InputError(f"The results of {path} and of another checkpoint would lie in {folder}; name --output.")
     return [_Subject(name, str(path), {}, folder) for name, path, folder in zip(names, paths, folders, strict=True)]
+
+
+def _names_of(paths: Sequence[Path]) -> list[str]:
+    """The names of checkpoints, with as many of the folders above their runs' as it takes to tell them apart."""
+    full = [(*path.resolve().parent.parent.parts, path.stem) for path in paths]
+    for length in range(1, max(map(len, full)) + 1):
+        names = ["/".join(parts[-length:]) for parts in full]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

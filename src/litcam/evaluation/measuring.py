@@ -30,7 +30,7 @@ from litcam.lock import only_writer
 from litcam.logits import check_logits, finite_logits
 from litcam.memory import images_at_once
 from litcam.metrics.functional.forwards import class_probability
-from litcam.progress import print_line, progress
+from litcam.progress import Advance, print_line, progress
 from litcam.vit import ViT, find_vit
 
 Target = Literal["true", "predicted"]
@@ -151,9 +151,8 @@ def _run(
     with progress(", ".join(state.explainers), total, total - missing) as advance:
         for number, batch in zip(list(parts.missing), loader, strict=False):
             with finite_logits(state.vit.root):
-                part = state.measure(batch, batches[number], perturbed[number])
+                part = state.measure(batch, batches[number], perturbed[number], advance)
             parts.add(number, part)
-            advance(len(batches[number]))
     if parts.missing:
         raise _other_images(0, len(batches[parts.missing[0]]))
 
@@ -179,7 +178,7 @@ class _Pass:
     required: bool
     at_once: int
 
-    def measure(self, raw_batch: Any, indices: Tensor, perturbed: Tensor) -> dict[str, NDArray[Any]]:
+    def measure(self, raw_batch: Any, indices: Tensor, perturbed: Tensor, advance: Advance) -> dict[str, NDArray[Any]]:
         """The part of one batch, whose images are ``indices`` of the dataset; few of them at a time."""
         batch = read_batch(raw_batch, multi_label=True)
         if len(batch["label"]) != len(indices):
@@ -190,6 +189,7 @@ class _Pass:
         measured = []
         for some in _few(pairs.tolist(), self.at_once):
             measured.append(self._measure(take_images(batch, some), indices[some], perturbed[some]))
+            advance(some.stop - some.start)
         return _join(measured)
 
     def _measure(self, few: Batch, indices: Tensor, perturbed: Tensor) -> dict[str, NDArray[Any]]:

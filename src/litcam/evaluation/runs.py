@@ -92,7 +92,7 @@ def _classes_of_head(module: ViTClassifier) -> tuple[list[str] | None, list[str]
 
 
 def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
-    """The checkpoints of these files and run folders, those of a folder in the order of their steps.
+    """The checkpoints of these files and run folders, each once, those of a folder in the order of their steps.
 
     Of several in a folder with the same step, such as the best and the last, the first by name is taken.
 
@@ -110,7 +110,10 @@ def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
         if not by_step:
             raise CheckpointError(f"There is no checkpoint in {path}; a run keeps its own in its checkpoints folder.")
         found += [by_step[step] for step in sorted(by_step)]
-    return found
+    each: dict[Path, Path] = {}
+    for path in found:
+        each.setdefault(path.resolve(), path)
+    return list(each.values())
 
 
 def _classifier_of(checkpoint: Mapping[str, Any], path: str | Path) -> ViTClassifier:
