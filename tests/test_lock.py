@@ -171,6 +171,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, where: str) ->
         pass
 
 
+def test_a_disk_without_room_for_the_lock_is_told_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left"), only_writer(tmp_path / "folder"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "made" / "file"
     write_whole(path, "before ä")

@@ -62,23 +62,40 @@ def _take(path: Path) -> int:
         _held.add(descriptor)
         try:
             sure = _lock(path, descriptor)
-            if not _is_at(path, descriptor):  # its holder has removed it since it was opened
-                _close(descriptor)
-                continue
-            holder = _read_holder(descriptor)
-            if not made and not (sure and holder.get("host", socket.gethostname()) == socket.gethostname()):
-                raise InputError(
-                    f"{path.parent} was being written by {_describe(holder)}, and whether it still is cannot be seen "
-                    f"from here, {socket.gethostname()}; if it is not, delete {path} and start again."
-                )
-            now = datetime.now().astimezone().isoformat(" ", "seconds")
-            text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now})
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
+            if _is_at(path, descriptor):
+                if not made:
+                    _check_left(path, _read_holder(descriptor), sure)
+                break
         except BaseException:
             _close(descriptor)
             raise
-        return descriptor
+        _close(descriptor)  # its holder has removed it since it was opened
+    try:
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(holder).encode())
+    except OSError:
+        _release(path, descriptor)
+        raise
+    return descriptor
+
+
+def _check_left(path: Path, holder: dict[str, Any], sure: bool) -> None:
+    """Raise InputError if a lock file that was left may be that of somebody alive.
+
+    Args:
+        path: of the file.
+        holder: what it says.
+        sure: whether the system has locked it for us, so that nobody on this host has it.
+    """
+    here = socket.gethostname()
+    if not sure or holder.get("host", here) != here:
+        raise InputError(
+            f"{path.parent} was being written by {_describe(holder)}, and whether it still is cannot be seen from "
+            f"{here}; if it is not, delete {path} and start again."
+        )
 
 
 def _open(path: Path) -> tuple[int, bool]:
@@ -122,8 +139,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _read_holder(descriptor: int) -> dict[str, Any]:
     """What a lock file says of its holder; nothing if that was killed before it could."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
+        found = json.loads(os.read(descriptor, 4096))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
