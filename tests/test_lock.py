@@ -30,9 +30,8 @@ HOLD_WITH_A_CHILD = """
 import os, sys, time
 from litcam.lock import only_writer
 with only_writer(sys.argv[1]):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(120)
 """
 
