@@ -151,6 +151,30 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_ends_in_the_same_weights(
     assert all(torch.equal(value, uninterrupted[name]) for name, value in final.items())
 
 
+def test_a_run_with_workers_resumes_in_the_middle_of_an_epoch_and_keeps_what_it_has_behind_it(
+    run: tuple[Path, str], tmp_path: Path
+) -> None:
+    saver = "lightning.pytorch.callbacks.ModelCheckpoint"
+    every_batch = [f"--trainer.callbacks+={saver}", "--trainer.callbacks.every_n_train_steps=1"]
+    every_batch += ["--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename=batch-{step}"]
+    arguments = ["--trainer.max_epochs=3", "--data.num_workers=1"]
+    started = train(tmp_path, *arguments, *every_batch)
+    assert started.returncode == 0, started.stderr
+    first = tmp_path / "digits" / "version_0" / "checkpoints"
+    resumed = train(tmp_path, *arguments, f"--ckpt_path={first / 'batch-step=5.ckpt'}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "cause unreliable results" not in resumed.stderr
+    folder = tmp_path / "digits" / "version_1"
+    assert (folder / "history.csv").read_text() == (run[0] / "history.csv").read_text()
+    assert (
+        resumed.stdout.split("validation")[1].split("The run")[0] == run[1].split("validation")[1].split("The run")[0]
+    )
+    for name in ("best", "best_iou", "last"):
+        one, other = (torch.load(of / "checkpoints" / f"{name}.ckpt", weights_only=True) for of in (run[0], folder))
+        assert one["epoch"] == other["epoch"], name
+        assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items()), name
+
+
 class Exploit:
     """A pickle that runs code when it is loaded."""
 

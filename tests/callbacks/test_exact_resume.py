@@ -14,7 +14,7 @@ from PIL import Image
 from resume_cases import SAVERS, Told, checkpoints, fit, scenes
 from two_ranks import run_two_ranks
 
-from litcam.callbacks import LocalizationMonitor, LocalizedCheckpoint
+from litcam.callbacks import DriftMonitor, LocalizationMonitor, LocalizedCheckpoint, RelianceMonitor, ShortcutAlarm
 from litcam.classifier import ViTClassifier
 from litcam.data import FolderDataModule
 
@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def assert_the_same(resumed: Told, straight: Told, before: int, name: str) -> None:
-    assert resumed.events == straight.events[before:], name
+    assert repr(resumed.events) == repr(straight.events[before:]), name
     assert repr(resumed.history) == repr(straight.history), name  # NaN is NaN
 
 
@@ -89,6 +89,33 @@ def test_pictures_are_shuffled_and_augmented_as_if_the_fit_had_not_been_cut(tmp_
 def test_two_processes_with_workers_resume_exactly(tmp_path: Path) -> None:
     run_two_ranks(Path(__file__).with_name("resume_cases.py"), str(tmp_path))
     assert len(checkpoints(tmp_path)) >= 6
+
+
+def watched() -> tuple[DriftMonitor, ShortcutAlarm, RelianceMonitor]:
+    """What keeps a history of its own."""
+    alarm = ShortcutAlarm("rollout", num_images=None, min_accuracy=0.0)
+    return DriftMonitor("center", num_images=5), alarm, RelianceMonitor(num_images=None)
+
+
+def histories(drift: DriftMonitor, alarm: ShortcutAlarm, reliance: RelianceMonitor) -> str:
+    maps = [(one.epoch, one.score, one.predictions.tolist(), one.maps.tolist()) for one in drift.history]
+    drifts = [one.scalars(("spearman",)) for one in drift.drifts]
+    return repr((maps, drifts, alarm.history, alarm.since, reliance.history))
+
+
+def test_no_monitor_loses_or_doubles_an_epoch_of_its_history(tmp_path: Path) -> None:
+    options = {"val_check_interval": 2, "tensorboard": True}
+    monitors = watched()
+    straight = fit(tmp_path, others=monitors, **options)
+    places = {"batch-step=2": "elsewhere", "validation-step=6": ".", "epoch-step=4": "elsewhere", "batch-step=1": "."}
+    for name, place in places.items():  # in its own folder each time after a longer run than the checkpoint's
+        [before] = [before for file, before in checkpoints(tmp_path) if file.stem == name]
+        again = watched()
+        resumed = fit(tmp_path / place, (), tmp_path / f"{name}.ckpt", others=again, **options)
+        assert_the_same(resumed, straight, before, name)
+        assert histories(*again) == histories(*monitors), name
+        rows = (tmp_path / place / "run" / "history.csv").read_text().splitlines()
+        assert len(rows) == 1 + 4, name
 
 
 class Interrupt(L.Callback):

@@ -1,9 +1,12 @@
 """Data modules: fresh training scenes, every evaluation image once, and the model's own normalisation."""
 
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from litcam.data import DigitScenesDataModule
 from litcam.errors import InputError
@@ -35,6 +38,62 @@ def test_every_epoch_has_fresh_training_scenes_that_follow_from_its_number() -> 
     second = ids(loader)
     assert first == [f"train-0-{index:06d}" for index in range(20)]
     assert second == [f"train-0-{index:06d}" for index in range(20, 40)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_iterator_made_too_early_gives_the_epoch_that_was_set_before_its_first_batch(num_workers: int) -> None:
+    loader = make_module(num_workers=num_workers).train_dataloader()
+    batches = iter(loader)  # as Lightning makes it before it knows the epoch
+    loader.sampler.set_epoch(3)
+    assert next(batches)["id"] == [f"train-0-{index:06d}" for index in range(60, 64)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_goes_on_behind_the_batches_that_are_done_and_reads_none_of_them(num_workers: int) -> None:
+    module, read = make_module(num_workers=num_workers), torch.zeros(20, dtype=torch.int).share_memory_()
+
+    class Counted(Dataset[Any]):
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> Any:
+            read[index] += 1
+            return module.dataset("train")[index]
+
+    module.train_dataset = Counted  # type: ignore[method-assign]
+    loader = module.train_dataloader()
+    for done in (3, 0, 5):
+        read.zero_()
+        loader.batches_done = lambda _, done=done: done
+        assert ids(loader) == [f"train-0-{index:06d}" for index in range(4 * done, 20)]
+        assert read.tolist() == [0] * 4 * done + [1] * (20 - 4 * done)
+    assert len(loader) == 5
+
+
+def test_a_loader_made_beside_the_fits_begins_at_the_beginning(tmp_path: Path) -> None:
+    module, seen = make_module(), []
+
+    class Beside(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append(ids(module.train_dataloader()))
+
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[Beside()], logger=False, default_root_dir=tmp_path)
+    trainer.fit(Boring(), module)
+    assert seen == [[f"train-0-{index:06d}" for index in range(20)]] * 5
+
+
+class Boring(L.LightningModule):
+    """Learns one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.weight * batch["image"].mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
