@@ -28,20 +28,21 @@ def main() -> None:
     draw_curves(run / "history.csv", DOCS / "curves.png")
     panels = sorted((run / "heatmaps" / "agcam").glob("epoch_*.png"))
     crop_panel(panels[-1], DOCS / "heatmaps.png")
+    Image.open(run / "drift" / "agcam" / "drift.png").save(DOCS / "filmstrip.png", optimize=True)
 
 
 def draw_curves(history: Path, output: Path) -> None:
-    """Accuracy and explanation metrics over the epochs, controls dashed."""
+    """Accuracy and explanation metrics over the epochs trained, from 0 on, controls dashed."""
     with history.open() as file:
         rows = list(csv.DictReader(file))
-    epochs = [int(float(row["epoch"])) + 1 for row in rows]
+    epochs = [int(float(row["epoch"])) for row in rows]
     figure = Figure(figsize=(11, 2.6), layout="constrained", dpi=110)
     for axes, (title, tags) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         for tag in tags:
             explainer = tag.split("/")[1] if tag.count("/") == 2 else "model"
             style = {"linestyle": "-", "marker": "o"} if explainer in ("model", "agcam") else {"linestyle": "--"}
             axes.plot(epochs, [float(row[tag]) for row in rows], label=explainer, **style)
-        axes.set(title=title, xlabel="epoch", xticks=epochs)
+        axes.set(title=title, xlabel="epochs trained", xticks=epochs)
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.0 if title != "ABPC" else None)
         axes.grid(alpha=0.3)
         if len(tags) > 1:

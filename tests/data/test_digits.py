@@ -1,12 +1,14 @@
 """DigitScenes: reproducible, annotated to the pixel, and without the biases that would flatter a heatmap."""
 
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from litcam.data import DigitScenes, SceneStyle, box_regions, collate
+from litcam.classifier import ViTClassifier
+from litcam.data import DigitScenes, DigitScenesDataModule, SceneStyle, box_regions, collate
 from litcam.data import digits as digits_module
 from litcam.data.digits import _SPLIT_SHARES, _source_digits
 from litcam.errors import InputError
@@ -129,6 +131,23 @@ def test_an_instance_is_lighter_than_its_surroundings() -> None:
         assert luminance[scene["mask"] > 0].mean() > luminance[scene["mask"] == 0].mean() + 30
 
 
+def test_fog_mixes_white_into_every_pixel_and_moves_nothing() -> None:
+    clear, foggy = (DigitScenes(seed=2, style=SceneStyle(fog=fog)) for fog in (0.0, 0.8))
+    for index in range(5):
+        through, scene = foggy[index], clear[index]
+        expected = 0.2 * scene["image"].float() + 0.8 * 255
+        assert (through["image"].float() - expected).abs().max() <= 1.2, "the colours are cut to whole numbers twice"
+        assert all(torch.equal(through[name], scene[name]) for name in ("boxes", "mask"))
+        assert through["label"] == scene["label"]
+
+
+def test_the_data_module_has_fog_in_every_split() -> None:
+    data = DigitScenesDataModule(num_train=2, num_val=2, num_test=2, fog=0.9, num_workers=0)
+    data.use_data_config(ViTClassifier("vit_mini_patch8_64", 10, pretrained=False).data_config)
+    for split in ("train", "val", "test"):
+        assert data.dataset(split)[0]["image"].min() >= 229
+
+
 def test_the_centre_is_no_better_a_guess_than_elsewhere() -> None:
     scenes = DigitScenes("val")
     batch = collate([{**scenes[index], "image": scenes[index]["image"].float()} for index in range(400)])
@@ -182,8 +201,14 @@ def test_arguments_out_of_range_are_named(arguments: dict[str, object], message:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"classes": 3}, "classes is 3; choose one of 1, 2"), ({"max_instances": 0}, "max_instances is 0")],
+    [
+        ({"classes": 3}, "classes is 3; choose one of 1, 2"),
+        ({"max_instances": 0}, "max_instances is 0"),
+        ({"fog": 1.0}, "fog is 1.0; it has to be 0 or more and less than 1"),
+        ({"fog": -0.1}, "fog is -0.1"),
+        ({"fog": float("nan")}, "fog is nan"),
+    ],
 )
-def test_a_style_out_of_range_is_named(arguments: dict[str, int], message: str) -> None:
+def test_a_style_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SceneStyle(**arguments)

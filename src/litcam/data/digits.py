@@ -43,9 +43,10 @@ class SceneStyle:
         clutter: at most about this many fragments of digits (of any class) on the background; plain ones occur.
         contrast: by how much digits and fragments are lighter than the ground (luminance, 0 to 255).
         texture: amplitude of the background's texture (0 to 255).
+        fog: how much of every pixel is white, 0 to 1: at 0.8 a fifth of all contrast is left.
 
     Raises:
-        InputError: for other numbers of classes, and for less than one instance.
+        InputError: for other numbers of classes, less than one instance, and a fog that leaves nothing to see.
     """
 
     classes: int = 1
@@ -54,10 +55,13 @@ class SceneStyle:
     clutter: int = 10
     contrast: float = 50.0
     texture: float = 22.0
+    fog: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("classes", self.classes, (1, 2))
         check_at_least("max_instances", self.max_instances)
+        if not 0 <= self.fog < 1:
+            raise InputError(f"fog is {self.fog}; it has to be 0 or more and less than 1, which is white alone.")
 
     @property
     def max_per_class(self) -> int:
@@ -157,7 +161,7 @@ class DigitScenes(Dataset[Sample]):
         mask, boxes, labels = self._place_instances(rng, canvas, colours[_CLUTTER_COLOURS:], classes)
         planted = None if self.cue.kind == "none" else self.cue.plant(canvas, mask, boxes, classes[0], scene)
         sample: CuedSample = {
-            "image": torch.from_numpy(np.clip(canvas, 0, 255).astype(np.uint8)),
+            "image": torch.from_numpy(_through_fog(np.clip(canvas, 0, 255), self.style.fog).astype(np.uint8)),
             "label": classes[0] if len(classes) == 1 else _multi_hot(classes),
             "boxes": torch.from_numpy(boxes),
             "instance_labels": torch.from_numpy(np.array(labels)),
@@ -335,6 +339,11 @@ def _render(digit: Image, side: int, chance: float) -> Image:
     return np.asarray(opacity, dtype=np.float32)
 
 
+def _through_fog(canvas: Image, fog: float) -> Image:
+    """A canvas in 0 to 255, so much of which is white."""
+    return canvas if fog == 0 else canvas + np.float32(fog) * (255 - canvas)
+
+
 def _paint(canvas: Image, alpha: Image, y: int, x: int, colour: Image) -> None:
     """Blend a colour over a cell of the canvas, in place."""
     patch = canvas[:, y : y + len(alpha), x : x + len(alpha)]
@@ -353,6 +362,7 @@ class DigitScenesDataModule(ImageDataModule):
         clutter: at most about this many digit fragments.
         contrast: by how much digits are lighter than the ground.
         texture: amplitude of the background's texture.
+        fog: how much of every pixel is white; see :class:`SceneStyle`.
         seed: of the streams of scenes.
         cue: ``"none"``, or the kind of cue planted in the scenes of every split: ``"patch"``, ``"stamp"``, ``"frame"``,
             ``"background"``, ``"tint"`` or ``"inside"``; see :class:`litcam.data.cues.Cue`.
@@ -374,6 +384,7 @@ class DigitScenesDataModule(ImageDataModule):
         clutter: int = 10,
         contrast: float = 50.0,
         texture: float = 22.0,
+        fog: float = 0.0,
         seed: int = 0,
         cue: CueKind = "none",
         cue_strength: float = 1.0,
@@ -386,7 +397,12 @@ class DigitScenesDataModule(ImageDataModule):
         self.save_hyperparameters()
         self.sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self.style = SceneStyle(
-            classes=classes, max_instances=max_instances, clutter=clutter, contrast=contrast, texture=texture
+            classes=classes,
+            max_instances=max_instances,
+            clutter=clutter,
+            contrast=contrast,
+            texture=texture,
+            fog=fog,
         )
         self.seed = seed
         self.cue = _checked_cue(Cue(cue, cue_strength, cue_seed, redraw_cue), self.style)
