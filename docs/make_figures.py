@@ -16,7 +16,7 @@ DOCS = Path(__file__).parent
 CURVES = {
     "accuracy": ["val/accuracy"],
     "pointing game": ["val/agcam/pointing_game", "val/center/pointing_game", "val/random/pointing_game"],
-    "energy inside": ["val/agcam/energy_inside", "val/center/energy_inside", "val/random/energy_inside"],
+    "IoU with the boxes": ["val/agcam/iou", "val/center/iou", "val/random/iou"],
     "ABPC": ["val/agcam/abpc", "val/center/abpc", "val/random/abpc"],
 }
 
