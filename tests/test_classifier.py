@@ -8,13 +8,16 @@ import lightning as L
 import pytest
 import timm
 import torch
+import yaml
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
+import litcam
 from conftest import SMALL
 from litcam.classifier import ViTClassifier, _WarmupCosine
-from litcam.data import DigitScenesDataModule
+from litcam.data import DigitScenesDataModule, box_regions
 from litcam.errors import InputError, UnsupportedModelError
+from litcam.metrics import Localization
 
 NAME = "vit_tiny_patch16_224"
 SIZE = {key: value for key, value in SMALL.items() if key != "num_classes"}
@@ -147,6 +150,26 @@ def test_the_packaged_weights_are_small_and_classify_digits() -> None:
     with torch.no_grad():
         hits = [(net(data.normalize(b)["image"]).argmax(1) == b["label"]).float().mean() for b in data.val_dataloader()]
     assert torch.stack(hits).mean() > 0.8
+
+
+def test_the_packaged_model_looks_anywhere_in_the_fog_of_the_default_run_and_at_the_digits_without() -> None:
+    config = yaml.safe_load((Path(__file__).parent.parent / "configs" / "digits.yaml").read_text())
+    module = ViTClassifier(**config["model"]).eval()
+    explainer = litcam.create_explainer("agcam", module.net)
+    found = {}
+    for fog in (config["data"]["init_args"]["fog"], 0.0):
+        data = DigitScenesDataModule(
+            **{**config["data"]["init_args"], "fog": fog, "num_val": 250, "batch_size": 250, "num_workers": 0}
+        )
+        data.use_data_config(module.data_config)
+        batch = data.normalize(next(iter(data.val_dataloader())))
+        explanation, metric = explainer(batch["image"], batch["label"]), Localization()
+        metric.update(explanation.upsample((64, 64)), box_regions(batch))
+        scores = metric.compute()
+        accuracy = (explanation.logits.argmax(1) == batch["label"]).float().mean()
+        found[fog > 0] = [float(score) for score in (accuracy, scores["pointing_game"], scores["iou"])]
+    assert all(score < most for score, most in zip(found[True], (0.2, 0.55, 0.25), strict=True)), found
+    assert all(score > least for score, least in zip(found[False], (0.85, 0.85, 0.4), strict=True)), found
 
 
 def test_drop_path_rises_to_the_rate_of_the_last_block() -> None:

@@ -65,7 +65,7 @@ def test_an_evaluation_without_a_terminal_tells_how_far_it_is(
 def test_a_training_without_a_terminal_prints_lines_and_no_version_as_a_metric(tmp_path: Path) -> None:
     finished = train(tmp_path, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=true", "--trainer.callbacks=[]")
     assert finished.returncode == 0, finished.stderr
-    assert re.search(r"^epoch 1 of 1, validation: .*val/accuracy 0\.\d+", finished.stdout, re.MULTILINE)
+    assert re.search(r"^epoch 1 of 1, validation: .*val/accuracy \d", finished.stdout, re.MULTILINE)
     assert "v_num" not in finished.stdout + finished.stderr
     assert "\x1b" not in finished.stdout
 
