@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeGuard
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.connectors import checkpoint_connector
@@ -32,7 +33,7 @@ from litcam.errors import CheckpointError, InputError, LitcamError, brief
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
 from litcam.evaluation.command import evaluate_runs, explain_own_images, redraw_drift
 from litcam.explainers import list_explainers
-from litcam.processes import Ending, check_start
+from litcam.processes import Ending, check_start, wait_for_the_first
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what a disk says that takes no more
 
@@ -57,7 +58,8 @@ class LitcamCLI(LightningCLI):
             self.config["model"]["pretrained"] = False  # reading data takes no weights
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        named = list(self._get(self.config_init, "trainer.callbacks") or [])  # the trainer adds to that list
+        named = self._get(self.config_init, "trainer.callbacks") or []
+        named = [*named] if isinstance(named, list) else [named]  # the trainer adds to that list
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         # Before the other callbacks, whatever they draw.
@@ -150,9 +152,9 @@ def _check_writable(trainer: L.Trainer) -> str:
 
 
 class _plain_errors:
-    """Print litcam's own errors, and a full disk, as one sentence and leave with status 2; let all else through.
+    """Print litcam's own errors, Lightning's about its options, and a full disk, as one sentence; leave with status 2.
 
-    ``folder`` is where a file lies whose name the system does not tell.
+    All else is let through. ``folder`` is where a file lies whose name the system does not tell.
     """
 
     folder = "A folder"
@@ -167,8 +169,10 @@ class _plain_errors:
         threading.excepthook = self.hook
         if not isinstance(error, Exception):
             return
+        wait_for_the_first()
         causes = list(_causes(error))
         told = [str(cause) for cause in causes if isinstance(cause, LitcamError)]
+        told += [" ".join(str(cause).split()) for cause in causes if isinstance(cause, MisconfigurationException)]
         full = sorted((cause for cause in causes if _is_full(cause)), key=lambda cause: cause.filename is None)
         told += [
             f"{cause.filename or self.folder} could not be written ({cause.strerror}): make room on its disk, or name "

@@ -18,7 +18,8 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
@@ -27,7 +28,7 @@ from litcam.callbacks.reporting import run_folder
 from litcam.errors import InputError, LostProcessError
 
 TERMINATED = 128 + signal.SIGTERM  # the status by which shells and schedulers know it
-_HEAD_START = 3.0  # seconds for which other processes wait for the first one to fail of the same
+_HEAD_START = 8.0  # seconds for which other processes wait for the first one to fail of the same
 _PATIENCE = 10.0  # seconds for which they wait for it to end the training that a signal ends
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "timed out")
 
@@ -42,10 +43,17 @@ def check_start(trainer: L.Trainer, arguments: Sequence[str] | None) -> None:
         arguments: those of the training, where it was called with some; None for the program's own.
 
     Raises:
-        InputError: if that command line is of another program, or is not known.
+        InputError: if that command line is of another program, or is not known; and where another launcher has
+            started the processes, if these are not as many as the trainer's devices.
     """
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher) or launcher.num_processes < 2:
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    try:
+        launcher.cluster_environment.validate_settings(launcher.num_processes, launcher.num_nodes)
+    except ValueError as error:
+        raise InputError(f"The processes that were started are not those of the trainer: {error}") from error
+    if launcher.num_processes == 1 or launcher.cluster_environment.creates_processes_externally:
         return
     can_be_run = __main__.__spec__ is not None or Path(sys.argv[0]).is_file()
     if not can_be_run or (arguments is not None and list(arguments) != sys.argv[1:]):
@@ -54,6 +62,12 @@ def check_start(trainer: L.Trainer, arguments: Sequence[str] | None) -> None:
             f"command line, {shlex.join(sys.argv)!r}, which is not that of this training; run train.py with these "
             f"arguments, or this program under torchrun --nproc_per_node={launcher.num_processes}."
         )
+
+
+def wait_for_the_first() -> None:
+    """Let the first process say first what is wrong: if it is the same, this one is ended before it repeats it."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning
+        time.sleep(_HEAD_START)
 
 
 class Ending(L.Callback):
@@ -77,12 +91,11 @@ class Ending(L.Callback):
             SystemExit: after SIGTERM, and where a process that this one has started has said what is wrong.
         """
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._listen(trainer)
+        if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # else this one waits for the others
+            self._listen(trainer)
         try:
             yield
         except BaseException as error:
-            if trainer.global_rank and isinstance(error, Exception):
-                self._wait_for_the_first()
             lost = isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
             status = _end_children(trainer, _HEAD_START if lost else 0)
             if self.asked or isinstance(error, SIGTERMException):
@@ -95,6 +108,8 @@ class Ending(L.Callback):
                     f"(here: {str(error).splitlines()[0]})."
                 ) from error
             raise
+        else:
+            _end_children(trainer, _PATIENCE)
         finally:
             if threading.current_thread() is threading.main_thread():
                 for number, handler in before.items():
@@ -154,24 +169,20 @@ class Ending(L.Callback):
         if self.asked and trainer.is_global_zero:
             raise SIGTERMException(TERMINATED)
 
-    def _wait_for_the_first(self) -> None:
-        """If it fails of the same it says so, and this process is ended before it repeats it."""
-        deadline = time.monotonic() + _HEAD_START
-        while not self.asked and time.monotonic() < deadline:
-            time.sleep(0.05)
-
 
 def _end_children(trainer: L.Trainer, patience: float) -> int:
-    """End the processes that this one has started; the status of one that has failed by itself, or 0.
+    """See that the processes which this one has started end; the status of one that has failed by itself, or 0.
 
     Args:
         trainer: of them.
-        patience: seconds to wait for one that fails by itself.
+        patience: seconds to wait until all have ended by themselves, or one has failed.
     """
     launcher = trainer.strategy.launcher
     children: list[subprocess.Popen[Any]] = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
     deadline = time.monotonic() + patience
-    while children and time.monotonic() < deadline and not any(child.poll() for child in children):
+    while time.monotonic() < deadline and any(child.poll() is None for child in children):
+        if any(child.poll() for child in children):
+            break
         time.sleep(0.05)
     status = max((abs(child.poll() or 0) for child in children), default=0)
     for child in children:

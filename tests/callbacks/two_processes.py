@@ -23,6 +23,7 @@ from litcam.callbacks import (
     ShortcutAlarm,
     StepSeed,
 )
+from litcam.data import DigitScenesDataModule
 
 Data = Callable[[int], Any]  # batch size -> data module or loader
 
@@ -52,8 +53,18 @@ def monitors() -> list[L.Callback]:
     return [*watched, ShortcutAlarm(calibration=None, num_images=7)]
 
 
+def monitors_of_several_labels() -> list[L.Callback]:
+    """What can be watched where images have several classes."""
+    return [HeatmapLogger(num_images=5), LocalizationMonitor(), PerturbationMonitor(multi_label=True)]
+
+
 def module_and_data(case: str, world: int) -> tuple[L.LightningModule, Any, dict[str, Any]]:
     """What a case runs on, and the options of its trainer."""
+    if case == "several labels":
+        several = DigitScenesDataModule(8, 9, 9, classes=2, batch_size=2, num_workers=0)
+        return tiny_classifier(lr=0.0, multi_label=True), several, {}
+    if case == "single fit":
+        return tiny_classifier(lr=0.0), digits(num_val=1, batch_size=4 // world), {}
     if case.startswith("own"):
         data = digits(num_val=9, batch_size=1 if case != "own batched" else 2)
         limit = {"limit_val_batches": 6 // world} if case == "own limited" else {}
@@ -62,12 +73,14 @@ def module_and_data(case: str, world: int) -> tuple[L.LightningModule, Any, dict
 
 
 CASES = ("own fit", "own batched", "own limited", "plain fit", "plain test")
+FURTHER = ("several labels", "single fit")  # the second process has no image in the latter
 
 
 def run(case: str, folder: Path, world: int) -> dict[str, Any]:
     """One case: what was logged, which images the panels hold, and the epoch's numbers that RunSummary wrote."""
     module, data, options = module_and_data(case, world)
-    watched, history = monitors(), History()
+    watched = monitors() if case != "several labels" else monitors_of_several_labels()
+    history = History()
     callbacks = [StepSeed(0), *watched, history, RunSummary(), InitialValidation()]
     if "fit" in case:
         callbacks.append(ModelCheckpoint(monitor="val/agcam/iou", mode="max", filename="best"))
@@ -90,7 +103,7 @@ def main() -> None:
     """Run all cases as the process that the environment says."""
     folder, world, rank = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    results = {case: run(case, folder, world) for case in CASES}
+    results = {case: run(case, folder, world) for case in (*CASES, *FURTHER)}
     (folder / f"process_{rank}.json").write_text(json.dumps(results))
 
 
