@@ -96,7 +96,12 @@ def run(case: str, folder: Path, world: int) -> dict[str, Any]:
     else:
         (trainer.test if "test" in case else trainer.validate)(module, data, verbose=False)
         scalars = [logged(trainer)]
-    return {"scalars": scalars, "panels": {m.explainer: sorted(index for index, _ in m.entries) for m in watched[:2]}}
+    return {
+        "scalars": scalars,
+        "panels": {
+            m.explainer: sorted(index for index, _ in m.entries) for m in watched if isinstance(m, HeatmapLogger)
+        },
+    }
 
 
 def main() -> None:
