@@ -142,7 +142,7 @@ def test_the_table_has_every_epoch_and_what_was_logged_for_all_similarities(trai
         assert set(rows[0]) == expected
         assert {value for key, value in rows[0].items() if key.endswith(references)} == {""}
         for row, epoch in zip(rows, logged, strict=True):
-            known = {key: epoch[f"val/{name}/drift/{key}"] for key in row if epoch.get(f"val/{name}/drift/{key}")}
+            known = {key: epoch[f"val/{name}/drift/{key}"] for key in row if f"val/{name}/drift/{key}" in epoch}
             assert {"gini", "degenerate", "spearman_previous", "spearman_best", "unchanged_first"} <= known.keys()
             for key, value in known.items():
                 assert float(row[key] or "nan") == pytest.approx(float(value or "nan"), abs=1e-6, nan_ok=True), key
