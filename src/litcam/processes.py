@@ -100,7 +100,7 @@ class Ending(L.Callback):
             status = _end_children(trainer, _HEAD_START if lost else 0)
             if self.asked or isinstance(error, SIGTERMException):
                 raise SystemExit(TERMINATED) from None
-            if lost and status:
+            if lost and status > 0:
                 raise SystemExit(status) from None
             if lost:
                 raise LostProcessError(
@@ -171,7 +171,7 @@ class Ending(L.Callback):
 
 
 def _end_children(trainer: L.Trainer, patience: float) -> int:
-    """See that the processes which this one has started end; the status of one that has failed by itself, or 0.
+    """See that the processes which this one has started end; above 0, the status of one that has failed by itself.
 
     Args:
         trainer: of them.
@@ -184,7 +184,7 @@ def _end_children(trainer: L.Trainer, patience: float) -> int:
         if any(child.poll() for child in children):
             break
         time.sleep(0.05)
-    status = max((abs(child.poll() or 0) for child in children), default=0)
+    status = max((child.poll() or 0 for child in children), default=0)  # below 0: killed, and so without a word
     for child in children:
         child.kill()
         child.wait()
