@@ -10,6 +10,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", 
 SMALL_RUN = [
     "--model.pretrained=false",
     '--model.model_kwargs={"depth": 2, "embed_dim": 24, "num_heads": 2}',
+    "--data.fog=0",
     "--data.num_train=48",
     "--data.num_val=21",
     "--data.num_test=10",
