@@ -41,7 +41,7 @@ CONFIG = {
     },
     "trainer": {
         "accelerator": "cpu",
-        "max_epochs": 2,
+        "max_epochs": 1,
         "enable_progress_bar": False,
         "log_every_n_steps": 1,
         "logger": {
@@ -128,13 +128,13 @@ def tolerance(name: str) -> float:
 @pytest.mark.parametrize("name", ["lightning", "torchrun"])
 def test_two_processes_log_the_numbers_of_one(runs: dict[str, Path], name: str) -> None:
     expected, actual = history(runs["one"]), history(runs[name])
-    assert len(expected) == len(actual) == 3  # before the training too
+    assert len(expected) == len(actual) == 2  # the first is from before the training
     for alone, together in zip(expected, actual, strict=True):
         assert alone.keys() == together.keys()
         for column, value in alone.items():
             numbers = [float(number or "nan") for number in (value, together[column])]
             assert numbers[1] == pytest.approx(numbers[0], abs=tolerance(column), nan_ok=True), column
-    wanted = {"val/loss", "train/accuracy", "val/agcam/alarm/relative_foreground_sensitivity", "val/agcam/drift/gini"}
+    wanted = {"val/loss", "train/loss", "val/agcam/alarm/relative_foreground_sensitivity", "val/agcam/drift/gini"}
     assert wanted <= expected[-1].keys()
     assert 0 < float(expected[0]["val/accuracy"]) < 1, "else nothing could differ"
 
@@ -143,7 +143,7 @@ def test_two_processes_log_the_numbers_of_one(runs: dict[str, Path], name: str) 
 def test_tensorboard_shows_of_two_processes_what_it_shows_of_one(runs: dict[str, Path], name: str) -> None:
     expected, actual = scalars(runs["one"]), scalars(runs[name])
     assert expected.keys() == actual.keys()
-    assert len(expected["train/loss"]) == 4
+    assert (len(expected["train/loss"]), len(expected["train/accuracy"])) == (2, 1)
     for tag, points in expected.items():
         steps, values = zip(*points, strict=True)
         assert [step for step, _ in actual[tag]] == list(steps)
