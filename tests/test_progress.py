@@ -67,6 +67,7 @@ def test_a_training_without_a_terminal_prints_lines_and_no_version_as_a_metric(t
     assert finished.returncode == 0, finished.stderr
     assert re.search(r"^epoch 1 of 1, validation: .*val/accuracy \d", finished.stdout, re.MULTILINE)
     assert "v_num" not in finished.stdout + finished.stderr
+    assert "by place" not in finished.stdout + finished.stderr  # a new model takes the names of its data
     assert "\x1b" not in finished.stdout
 
 

@@ -110,7 +110,7 @@ class ViTClassifier(L.LightningModule):
             return
         if self.class_names is None:
             if self.trainer.ckpt_path is not None:
-                datamodule.tell_classes()  # the checkpoint to go on from keeps no names
+                datamodule.tell_classes(again=True)  # the checkpoint to go on from keeps no names
             self.class_names, self.class_ids = list(datamodule.class_names), list(datamodule.class_ids)
         datamodule.use_model(self)
         datamodule.check_training()

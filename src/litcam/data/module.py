@@ -141,6 +141,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self.use_model(module)
         if stage in (None, "fit"):  # otherwise the model may have its names from a checkpoint yet to be read
             self.check_training()
+            if module is not None and Classes.of(module) is None:
+                self._told = True  # a model without names takes those of its training
 
     def use_model(self, model: object, unknown_classes: UnknownClasses | None = None) -> None:
         """Prepare images and labels for a model: its ``data_config``, and its ``class_names`` where it has them.
@@ -175,9 +177,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self._class_map = take_by_place(own, size) if classes is None else match_classes(own, classes)
         return self._class_map
 
-    def tell_classes(self) -> None:
-        """Print how the classes are matched, once, unless they are plainly the same."""
-        sentence = "" if self._told else self.class_map().sentence()
+    def tell_classes(self, again: bool = False) -> None:
+        """Print how the classes are matched, once unless ``again``, and unless they are plainly the same."""
+        sentence = self.class_map().sentence() if again or not self._told else ""
         self._told = True
         if sentence:
             say(sentence)
