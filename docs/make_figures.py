@@ -8,7 +8,6 @@ import argparse
 import csv
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -26,8 +25,6 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run of train.py")
     run: Path = parser.parse_args().run
     draw_curves(run / "history.csv", DOCS / "curves.png")
-    panels = sorted((run / "heatmaps" / "agcam").glob("epoch_*.png"))
-    crop_panel(panels[-1], DOCS / "heatmaps.png")
     Image.open(run / "drift" / "agcam" / "drift.png").save(DOCS / "filmstrip.png", optimize=True)
 
 
@@ -48,12 +45,6 @@ def draw_curves(history: Path, output: Path) -> None:
         if len(tags) > 1:
             axes.legend(frameon=False, fontsize="small")
     figure.savefig(output)
-
-
-def crop_panel(panel: Path, output: Path) -> None:
-    """The upper half of a heatmap panel."""
-    pixels = np.asarray(Image.open(panel))
-    Image.fromarray(pixels[: len(pixels) // 2]).save(output, optimize=True)
 
 
 if __name__ == "__main__":
