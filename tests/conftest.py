@@ -1,7 +1,6 @@
 """Small random models of every kind of readout, and nothing from the network."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
@@ -63,15 +62,6 @@ def net(request: pytest.FixtureRequest) -> nn.Module:
 def class_token_net() -> nn.Module:
     """A small random class-token net."""
     return make_net("class_token")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread for nets so small that several only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

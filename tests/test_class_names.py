@@ -22,8 +22,6 @@ from litcam.errors import InputError
 from litcam.evaluation import evaluate, load_run
 from litcam.evaluation.runs import create_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 COLOURS = {"cat": (230, 30, 30), "dog": (30, 30, 230), "bird": (30, 230, 30), "café": (230, 230, 30)}
 NET = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 SCORES = ["--methods=agcam", "--metrics=perturbation", "--perturbation_images=1", "--report_images=1"]

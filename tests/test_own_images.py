@@ -20,8 +20,6 @@ from litcam.errors import InputError
 from litcam.heatmaps import overlay, upsample
 from litcam.own_images import draw_on_photo, explain_images, find_images, placement
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAMES = ["bird", "black cat", "dog"]
 Pixels = np.ndarray[Any, Any]
 

@@ -26,8 +26,6 @@ from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMon
 from litcam.data.batch import collate
 from litcam.errors import InputError, LitcamError, UnsupportedModelError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MONITORS = (HeatmapLogger, LocalizationMonitor, PerturbationMonitor)
 
 

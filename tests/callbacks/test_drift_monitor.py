@@ -50,8 +50,6 @@ from litcam.errors import InputError
 from litcam.heatmaps import scale
 from litcam.metrics.functional.similarity import SIMILARITIES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RED, GREEN = (200, 30, 30), (20, 120, 50)
 
 

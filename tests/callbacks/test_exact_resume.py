@@ -18,8 +18,6 @@ from litcam.callbacks import DriftMonitor, LocalizationMonitor, LocalizedCheckpo
 from litcam.classifier import ViTClassifier
 from litcam.data import FolderDataModule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "validation once an epoch": {},
     "validation in the middle of an epoch": {"val_check_interval": 0.5},

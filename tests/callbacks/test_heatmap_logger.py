@@ -27,8 +27,6 @@ from litcam.callbacks import heatmap_logger as drawing
 from litcam.callbacks.pictures import Pictures, to_pixels
 from litcam.heatmaps import overlay
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RED, BLACK, GREEN, ORANGE = (200, 30, 30), (30, 30, 30), (60, 220, 60), (255, 140, 0)
 
 

@@ -49,8 +49,6 @@ from litcam.callbacks.run_summary import summary_table
 from litcam.data.batch import collate
 from litcam.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def history_of(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "history.csv").open()))

@@ -27,8 +27,6 @@ from lightning_cases import (
 from litcam.callbacks import LocalizationMonitor
 from litcam.explainers import list_explainers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONTROLS_AND_METHODS = ("agcam", "rollout", "random", "center")
 
 

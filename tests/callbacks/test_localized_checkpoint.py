@@ -24,8 +24,6 @@ from two_ranks import run_two_ranks
 from litcam.callbacks.localized_checkpoint import LocalizedCheckpoint
 from litcam.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAN = math.nan
 Script = Sequence[tuple[float, float]]  # localization and accuracy of every epoch
 

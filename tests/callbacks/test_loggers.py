@@ -19,8 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from litcam.callbacks import HeatmapLogger, PerturbationMonitor
 from litcam.callbacks.reporting import draw_figure, log_image, run_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TAGS = ("val/agcam/heatmaps", "val/agcam/perturbation")
 
 

@@ -15,8 +15,6 @@ from litcam.data import DigitScenesDataModule, class_regions, present_classes
 from litcam.errors import InputError
 from litcam.metrics import Localization
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make_run() -> tuple[ViTClassifier, DigitScenesDataModule]:
     torch.manual_seed(0)

@@ -29,8 +29,6 @@ from litcam.explainers import create_explainer
 from litcam.metrics import Perturbation
 from litcam.metrics.functional import PROTOCOLS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 METHODS = ("agcam", "rollout", "random", "center")
 
 

@@ -33,8 +33,6 @@ from litcam.data.batch import collate
 from litcam.errors import InputError
 from litcam.metrics import Reliance
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAMES = (
     "accuracy",
     "accuracy_object",

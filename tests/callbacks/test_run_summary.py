@@ -11,8 +11,6 @@ from lightning_cases import History, UserModule, digits, loader, make_trainer, t
 
 from litcam.callbacks import LocalizationMonitor, RelianceMonitor, RunSummary, StepSeed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def printed_rows(printed: str) -> dict[str, list[str]]:
     """The cells of each row of the table, without those that are empty."""

@@ -39,8 +39,6 @@ from litcam.callbacks.shared import Explained
 from litcam.data.batch import collate
 from litcam.explainers import Explainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Watched(ExplanationMonitor):
     """A monitor that notes what it is given."""

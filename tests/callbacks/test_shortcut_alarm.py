@@ -55,8 +55,6 @@ from litcam.data.batch import collate
 from litcam.errors import InputError
 from litcam.metrics.functional.reliance import object_and_background
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 POINTING, SENSITIVITY, PROFILE = "pointing_game", "relative_foreground_sensitivity", "positional_profile"
 
 

@@ -13,8 +13,6 @@ from lightning_cases import History, assert_left_alone, digits, logged, make_tra
 
 from litcam.callbacks import HeatmapLogger, InitialValidation, LocalizationMonitor, PerturbationMonitor, StepSeed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RANDOM_PARTS = {"pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_rate": 0.1}
 TOKEN, AVERAGE = {"global_pool": "token"}, {"global_pool": "avg"}
 

@@ -11,8 +11,6 @@ from PIL import Image
 from two_processes import CASES, FURTHER, run
 from two_ranks import run_two_ranks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Results = dict[str, dict[str, Any]]
 
 

@@ -17,8 +17,6 @@ from litcam.callbacks.drift_history import PanelMaps, read_history
 from litcam.lock import only_writer
 from litcam.metrics.functional.similarity import SIMILARITIES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STYLE = {"rows": 5, "columns": 3, "colormap": "magma"}
 MONITORS: dict[str, dict[str, Any]] = {
     "agcam": {"num_images": 7, **STYLE},

@@ -22,8 +22,6 @@ from litcam.explainers.libragrad import LibraGrad
 TARGETS = torch.tensor([[0, 3], [6, 2]])
 POOLED = ("average_pooled", "average_pooled_one_norm")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def uneven(net: nn.Module) -> nn.Module:
     """The net with biases and scales away from 0 and 1, so that their terms count."""

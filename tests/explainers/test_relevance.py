@@ -18,8 +18,6 @@ from litcam.attention import record
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers.relevance import Relevance, _Forward
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make_vit(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Module:
     """A random net, its weights and biases large enough for the shares to be uneven."""
