@@ -132,9 +132,7 @@ ON_EXCEPTION = [{"filename": "interrupted", "save_top_k": 1, "save_on_exception"
 
 
 @pytest.fixture(scope="module", params=[{}, {"accumulate_grad_batches": 2, "val_check_interval": 3}])
-def uncut(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, one_thread: None
-) -> tuple[Told, dict[str, Any]]:
+def uncut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, dict[str, Any]]:
     """A fit, and its options."""
     return fit(tmp_path_factory.mktemp("uncut"), (), **request.param), request.param
 
