@@ -3,14 +3,12 @@
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from cli_cases import ENVIRONMENT, ROOT, SMALL_RUN
+from cli_cases import ENVIRONMENT, ROOT, SMALL_RUN, full_at
 from litcam import cli
 from litcam.checkpoints import WholeCheckpointIO
 
@@ -19,17 +17,6 @@ LEAN = [  # a checkpoint is the only large file
     "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: digits}}",
     "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {filename: last}}]",
 ]
-
-
-@contextmanager
-def full_at(size: int) -> Iterator[None]:
-    """No file grows beyond this size: the system answers as a full disk or a quota does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fills_at_a_checkpoint_ends_the_training_in_one_sentence(tmp_path: Path) -> None:

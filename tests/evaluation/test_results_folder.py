@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli_cases import ENVIRONMENT, ROOT
+from cli_cases import ENVIRONMENT, ROOT, full_at
 from litcam import cli
 from litcam.lock import LOCK_NAME, only_writer
 
 SCORED = ["--methods", "center", "--metrics", "localization", "--report_images=2"]
-
-
-@contextmanager
-def full_at(size: int) -> Iterator[None]:
-    """No file grows beyond this size: the system answers as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def checkpoint_of(run: tuple[Path, str]) -> str:
