@@ -36,7 +36,7 @@ test-newest:  ## run every test with the newest versions, in an environment of i
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
-train: $(READY)  ## fine-tune the embedded model on the embedded data and watch it (about three minutes on two cores)
+train: $(READY)  ## fine-tune the embedded model on the embedded data and watch it (about two minutes on two cores)
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY) lint  ## lint, check the types and run every test
