@@ -4,12 +4,16 @@ import re
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 
 import litcam.progress
 from cli_cases import train
+from litcam.callbacks import ProgressLines
 from litcam.callbacks.progress_bars import MetricsBar, default_bar
+from litcam.classifier import ViTClassifier
 from litcam.cli import evaluate
+from litcam.data import DigitScenesDataModule
 from litcam.progress import Pace, duration, progress, track
 
 
@@ -69,6 +73,22 @@ def test_a_training_without_a_terminal_prints_lines_and_no_version_as_a_metric(t
     assert "v_num" not in finished.stdout + finished.stderr
     assert "by place" not in finished.stdout + finished.stderr  # a new model takes the names of its data
     assert "\x1b" not in finished.stdout
+
+
+def test_what_a_module_prints_goes_beside_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Speaker(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            pl_module.print("the alarm speaks")
+
+    bar = ProgressLines(seconds=60)
+    trainer = L.Trainer(accelerator="cpu", callbacks=[Speaker(), bar], logger=False, enable_model_summary=False)
+    data = DigitScenesDataModule(num_val=4, num_workers=0)
+    trainer.validate(ViTClassifier("vit_mini_patch8_64", 10), data, verbose=False)
+    spoken, line = capsys.readouterr().out.splitlines()
+    assert spoken == "the alarm speaks"
+    assert line.startswith("validation: val/accuracy ")
+    bar.disable()
+    assert not bar.is_enabled
 
 
 def test_a_terminal_has_lightnings_bar_without_the_version() -> None:

@@ -39,6 +39,11 @@ class ProgressLines(ProgressBar):
         self._work, self._pace, self._metrics, self._looked = "", Pace(0), "", 0.0
         self._ticker: Ticker | None = None
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it prints; Lightning asks before it prints the words of a module (``self.print``)."""
+        return self._enabled
+
     def disable(self) -> None:
         self._enabled = False
 
