@@ -29,13 +29,13 @@ from litcam.checkpoints import WholeCheckpointIO, load_weights, read_checkpoint
 from litcam.classifier import ViTClassifier
 from litcam.data import ImageDataModule
 from litcam.data.check import check_data
-from litcam.errors import CheckpointError, InputError, LitcamError, brief
+from litcam.errors import DISK_FULL, CheckpointError, InputError, LitcamError, brief
 from litcam.evaluation import DEFAULT_METHODS, DEFAULT_METRICS, list_metrics
 from litcam.evaluation.command import evaluate_runs, explain_own_images, redraw_drift
 from litcam.explainers import list_explainers
 from litcam.processes import Ending, check_start, wait_for_the_first
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what a disk says that takes no more
+_NO_MORE = DISK_FULL | {errno.EROFS}  # of a disk that takes no more, or nothing
 
 
 class LitcamCLI(LightningCLI):
@@ -197,7 +197,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_full(error: BaseException | None) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in _FULL
+    return isinstance(error, OSError) and error.errno in _NO_MORE
 
 
 def _silence_known_warnings() -> None:

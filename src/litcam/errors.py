@@ -6,6 +6,8 @@ The command lines print them in one sentence, without a traceback.
 import errno
 from collections.abc import Collection
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # what a disk or quota says that takes no more
+
 
 class LitcamError(Exception):
     """Base of every error that litcam raises on purpose."""
@@ -29,8 +31,7 @@ class LostProcessError(LitcamError, RuntimeError):
 
 def unwritable(path: object, error: OSError) -> InputError:
     """The error for results that the system does not let us write to a path, or to the one that the error knows."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "make room there and start again" if full else "name another folder: --output"
+    remedy = "make room there and start again" if error.errno in DISK_FULL else "name another folder: --output"
     return InputError(f"{error.filename or path} cannot be written ({error.strerror or error}); {remedy}.")
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from litcam.attention import AttentionTrace, record
 from litcam.callbacks.reporting import save_png
 from litcam.data import ImageDataModule, ImageFilesDataModule
-from litcam.data.classes import Classes, by_place_sentence, say
+from litcam.data.classes import Classes, by_place_sentence
 from litcam.data.finding import Note, composed, find_files, is_folder
 from litcam.data.reading import (
     IMAGE_SUFFIXES,
@@ -45,7 +45,7 @@ from litcam.heatmaps import is_degenerate, overlay, upsample
 from litcam.lock import only_writer
 from litcam.logits import check_logits
 from litcam.memory import images_at_once
-from litcam.progress import track
+from litcam.progress import print_line, say, track
 from litcam.vit import find_vit
 
 SCHEMA_VERSION = 1
@@ -508,17 +508,16 @@ def _report(
     images: Sequence[Mapping[str, Any]], unreadable: Sequence[Mapping[str, str]], folder: Path, errors: Console
 ) -> None:
     """Say what could not be read, what was predicted, and where it lies."""
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     for trouble in unreadable[:_SHOWN]:
-        errors.print(trouble["trouble"], style="red", **plain)
+        print_line(errors, trouble["trouble"], style="red")
     if len(unreadable) > _SHOWN:
-        errors.print(f"and {len(unreadable) - _SHOWN} more; predictions.json lists all", style="red", **plain)
+        print_line(errors, f"and {len(unreadable) - _SHOWN} more; predictions.json lists all", style="red")
     console = Console()
     if 0 < len(images) <= _SHOWN:
         console.print(_table(images))
     left_out = f", {len(unreadable)} could not be read" if unreadable else ""
-    console.print(f"{len(images)} images explained{left_out}.", **plain)
-    console.print(f"Written: {printable(folder / 'predictions.json')}, overlays and maps", **plain)
+    print_line(console, f"{len(images)} images explained{left_out}.")
+    print_line(console, f"Written: {printable(folder / 'predictions.json')}, overlays and maps")
 
 
 def _table(images: Sequence[Mapping[str, Any]]) -> Table:

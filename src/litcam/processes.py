@@ -26,6 +26,7 @@ from rich.console import Console
 import __main__
 from litcam.callbacks.reporting import run_folder
 from litcam.errors import InputError, LostProcessError
+from litcam.progress import print_line
 
 TERMINATED = 128 + signal.SIGTERM  # the status by which shells and schedulers know it
 _HEAD_START = 8.0  # seconds for which other processes wait for the first one to fail of the same
@@ -140,11 +141,10 @@ class Ending(L.Callback):
         if not trainer.is_global_zero or not (terminated or isinstance(exception, KeyboardInterrupt)):
             return
         if last is not None and last.exists() and not _requeued(trainer):
-            Console().print(
+            print_line(
+                Console(),
                 f"\n{'Terminated' if terminated else 'Interrupted'}. To resume:\n"
                 f"  python train.py --config {self._config} --ckpt_path {last}",
-                highlight=False,
-                soft_wrap=True,
             )
 
     def _listen(self, trainer: L.Trainer) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import TypeVar
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -132,7 +133,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def print_line(console: Console, line: str) -> None:
-    """Print a line as it is: uncoloured, unwrapped, at once."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def print_line(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is, brackets and all: unwrapped, at once, in no colour but that of ``style``."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
+
+
+@rank_zero_only
+def say(sentence: str) -> None:
+    """Print a sentence beside the results, once for all processes."""
+    print_line(Console(stderr=True), sentence)

@@ -17,6 +17,7 @@ from litcam.callbacks.initial_validation import epochs_trained, is_rehearsal
 from litcam.callbacks.reporting import run_folder, with_validation
 from litcam.explainers import check_explainer, list_explainers
 from litcam.files import write_whole
+from litcam.progress import print_line
 
 # Rows of the table: a scalar's last part, its title. Higher is better.
 ROWS = {
@@ -74,11 +75,11 @@ class RunSummary(L.Callback):
         console.print(summary_table(self.history))
         if folder is None:
             return
-        console.print(f"The run lies in {folder}. Next:", highlight=False, soft_wrap=True)
+        print_line(console, f"The run lies in {folder}. Next:")
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            console.print(f"  tensorboard --logdir {folder.parent}", highlight=False, soft_wrap=True)
+            print_line(console, f"  tensorboard --logdir {folder.parent}")
         for checkpoint in _best_checkpoints(trainer)[:1]:
-            console.print(f"  python evaluate.py --ckpt_path {checkpoint}", highlight=False, soft_wrap=True)
+            print_line(console, f"  python evaluate.py --ckpt_path {checkpoint}")
 
 
 def summary_table(history: list[dict[str, float]]) -> Table:

@@ -12,7 +12,7 @@ from litcam.data.module import ImageDataModule, Split
 from litcam.data.reading import printable
 from litcam.data.records import Record
 from litcam.errors import InputError
-from litcam.progress import track
+from litcam.progress import print_line, track
 
 _MOST_CLASSES = 40  # that are listed one by one
 
@@ -46,7 +46,7 @@ def check_data(datamodule: ImageDataModule) -> bool:
     console = Console()
     console.print(_table(datamodule, usable))
     for sentence in datamodule.left_out:
-        console.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, sentence, style="red")
     console.print(counted(datamodule.left_out.values(), "bad ") or "Every file is usable.")
     return not datamodule.left_out
 

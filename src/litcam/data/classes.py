@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-
 from litcam.data.finding import composed
 from litcam.errors import InputError
 
@@ -181,12 +178,6 @@ def by_place_sentence(names: Sequence[str]) -> str:
     """That a model keeps no names of its classes, and what they are taken for."""
     places = _some([f"{index} is {name}" for index, name in enumerate(names)])
     return f"The model keeps no names of its classes: they are taken by place, {places}."
-
-
-@rank_zero_only
-def say(sentence: str) -> None:
-    """Print a sentence beside the results, once for all processes."""
-    Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _same(data: Classes, index: int, model: Classes, place: int) -> bool:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from litcam.data.batch import Batch, collate, collate_none
-from litcam.data.classes import Classes, ClassMap, check_training, match_classes, say, take_by_place
+from litcam.data.classes import Classes, ClassMap, check_training, match_classes, take_by_place
 from litcam.data.relabelled import LeftOut, Relabelled
 from litcam.errors import InputError, check_at_least, check_choice
+from litcam.progress import say
 
 Split = Literal["train", "val", "test"]
 UnknownClasses = Literal["raise", "skip"]

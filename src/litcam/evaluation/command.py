@@ -22,6 +22,7 @@ from litcam.evaluation.runs import create_data, create_model, find_checkpoints, 
 from litcam.evaluation.stored_drift import RunImages, find_histories, redraw
 from litcam.lock import only_writer
 from litcam.own_images import explain_images
+from litcam.progress import print_line
 
 
 def evaluate_runs(
@@ -85,13 +86,13 @@ def evaluate_runs(
             found.write(subject.folder)
             evaluations.append(found)
             if len(subjects) > 1:
-                console.print(f"[bold]{subject.name}[/bold]")
+                print_line(console, subject.name, style="bold")
             print_results(found.results, found.cost, console)
         by_name = {subject.name: found for subject, found in zip(subjects, evaluations, strict=True)}
         page = write_report(together, by_name, report_images, seed)
-    console.print(f"Written: {page}", highlight=False, soft_wrap=True)
+    print_line(console, f"Written: {page}")
     for subject in subjects:
-        console.print(f"  and {subject.folder / 'results.json'}, images.csv, …", highlight=False, soft_wrap=True)
+        print_line(console, f"  and {subject.folder / 'results.json'}, images.csv, …")
     return evaluations
 
 
@@ -162,13 +163,13 @@ def redraw_drift(
     for folder in folders:
         if folder.resolve() in histories:
             raise InputError(f"{folder} has the run's own maps and pictures; name another folder: --output.")
-    images, console = RunImages(run, data or {}), Console(highlight=False, markup=False, soft_wrap=True)
+    images, console = RunImages(run, data or {}), Console()
     with only_writer(*folders):
         for history, folder in zip(histories.values(), folders, strict=True):
             redraw(folder.name, history, images, filmstrip or Filmstrip(), folder)
-            console.print(f"Written: {folder / 'drift.png'}, drift_curves.png and drift.csv")
+            print_line(console, f"Written: {folder / 'drift.png'}, drift_curves.png and drift.csv")
     if images.trouble is not None:
-        console.print(f"The images of the filmstrip are black: {images.trouble}")
+        print_line(console, f"The images of the filmstrip are black: {images.trouble}")
     return folders
 
 

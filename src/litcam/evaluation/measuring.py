@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -30,7 +29,7 @@ from litcam.lock import only_writer
 from litcam.logits import check_logits, finite_logits
 from litcam.memory import images_at_once
 from litcam.metrics.functional.forwards import class_probability
-from litcam.progress import Advance, print_line, progress
+from litcam.progress import Advance, progress, say
 from litcam.vit import ViT, find_vit
 
 Target = Literal["true", "predicted"]
@@ -136,8 +135,7 @@ def measure(
 def _tell_refused(parts: Parts) -> None:
     """Say which parts are not taken."""
     names = ", ".join(parts.refused[:3]) + (", …" if len(parts.refused) > 3 else "")
-    print_line(
-        Console(stderr=True),
+    say(
         f"{len(parts.refused)} of the parts in {parts.folder} are damaged or were not measured by this evaluation "
         f"({names}); what is missing is measured again.",
     )

@@ -23,7 +23,7 @@ class Parts:
     """Arrays by name, a file per batch. What was left by an evaluation of the same plan is kept, else it is deleted.
 
     A part is kept as well only if it is, to the last bit, what was measured of this batch under this plan: its seal
-    says so. To be used by the one writer of the folder (:func:`litcam.files.only_writer`).
+    says so. To be used by the one writer of the folder (:func:`litcam.lock.only_writer`).
 
     Args:
         folder: where the files lie; None for a folder that vanishes with this object.

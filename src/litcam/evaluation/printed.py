@@ -1,7 +1,6 @@
 """The results of an evaluation as tables to print: methods are rows, scores stand in groups that fit the width."""
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -10,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from litcam.evaluation.scored import LEFT_OUT
+from litcam.progress import print_line
 
 Column = tuple[str, list[str]]  # heading, and a cell for each method
 _BETWEEN = 3  # characters from one column to the next, at most
@@ -37,7 +37,7 @@ def print_results(
     unknown: Mapping[str, int] = results.get("unknown_classes", {}).get("classes", {})
     if unknown:
         title += f"; left out as unknown classes: {', '.join(f'{name} {count:,}' for name, count in unknown.items())}"
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    print_line(console, title, style="bold")
     for heading, columns in _groups(results, cost):
         for number, fitting in enumerate(_fitting(columns, console.width - _names_width(names))):
             title = heading + (", continued" if number else "")
@@ -47,9 +47,7 @@ def print_results(
                 table.width = needed  # runs over the edge: rich would cut the numbers
             console.print()
             console.print(table, crop=False)
-    console.print(
-        "\nmean ± half the 95 % interval; ↓: lower is better", style="italic", highlight=False, soft_wrap=True
-    )
+    print_line(console, "\nmean ± half the 95 % interval; ↓: lower is better", style="italic")
 
 
 def _broken(method: str) -> str:
@@ -63,16 +61,11 @@ def _groups(
     """The scores of each metric, then what was left out and what it took."""
     methods: Mapping[str, Mapping[str, Any]] = results["methods"]
     metric_of = {name: entry.get("metric", "") for scores in methods.values() for name, entry in scores.items()}
-    scores = [(metric, score) for score, metric in metric_of.items() if score != "degenerate"]
-    groups = [
-        (metric, [_score_column(results, score) for _, score in group])
-        for metric, group in groupby(sorted(scores, key=lambda pair: _place(scores, pair[0])), key=lambda pair: pair[0])
-    ]
-    return [*groups, ("left out, and cost" if cost else "left out", _counts(results, cost))]
-
-
-def _place(scores: list[tuple[str, str]], metric: str) -> int:
-    return next(place for place, (name, _) in enumerate(scores) if name == metric)
+    groups: dict[str, list[Column]] = {}
+    for score, metric in metric_of.items():
+        if score != "degenerate":
+            groups.setdefault(metric, []).append(_score_column(results, score))
+    return [*groups.items(), ("left out, and cost" if cost else "left out", _counts(results, cost))]
 
 
 def _score_column(results: Mapping[str, Any], score: str) -> Column:
