@@ -20,7 +20,6 @@ SMALL_RUN = [
     "--data.batch_size=16",
     "--data.num_workers=0",
     "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
 ]
 
 

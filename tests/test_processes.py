@@ -42,7 +42,6 @@ CONFIG = {
     "trainer": {
         "accelerator": "cpu",
         "max_epochs": 1,
-        "enable_progress_bar": False,
         "log_every_n_steps": 1,
         "logger": {
             "class_path": "lightning.pytorch.loggers.TensorBoardLogger",

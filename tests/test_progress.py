@@ -67,9 +67,11 @@ def test_an_evaluation_without_a_terminal_tells_how_far_it_is(
 
 
 def test_a_training_without_a_terminal_prints_lines_and_no_version_as_a_metric(tmp_path: Path) -> None:
-    finished = train(tmp_path, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=true", "--trainer.callbacks=[]")
+    folder = tmp_path / "[bold] runs"  # a name, and no markup
+    finished = train(folder, "--trainer.max_epochs=1", "--trainer.callbacks=[]")
     assert finished.returncode == 0, finished.stderr
     assert re.search(r"^epoch 1 of 1, validation: .*val/accuracy \d", finished.stdout, re.MULTILINE)
+    assert f"The run lies in {folder / 'digits' / 'version_0'}. Next:" in finished.stdout
     assert "v_num" not in finished.stdout + finished.stderr
     assert "by place" not in finished.stdout + finished.stderr  # a new model takes the names of its data
     assert "\x1b" not in finished.stdout
