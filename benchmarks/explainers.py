@@ -44,7 +44,7 @@ import litcam
 import litcam.models  # registers the packaged model with timm
 from litcam.errors import LitcamError
 from litcam.explainers import parse_explainer
-from litcam.vit import find_vit
+from litcam.vit.model import find_vit
 
 PUBLISHED = {"published_agcam": True, "published_agcam_lean": False}  # the value: with weight gradients
 # Take seconds, or hundreds or thousands of forwards: only if asked for.

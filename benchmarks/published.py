@@ -12,7 +12,7 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from litcam.errors import UnsupportedModelError
-from litcam.vit import find_vit
+from litcam.vit.model import find_vit
 
 
 class PublishedAGCAM:

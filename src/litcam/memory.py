@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from litcam.attention import record
-from litcam.vit import ViT
+from litcam.vit.model import ViT
+from litcam.vit.recorder import record
 
 _AT_MOST = 3 * 2**28  # bytes on a CPU; what else there is comes to about as much again
 _SHARE = 0.25  # of a GPU's memory

@@ -21,7 +21,6 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litcam.attention import AttentionTrace, record
 from litcam.callbacks.reporting import save_png
 from litcam.data import ImageDataModule, ImageFilesDataModule
 from litcam.data.classes import Classes, by_place_sentence
@@ -46,7 +45,9 @@ from litcam.lock import only_writer
 from litcam.logits import check_logits
 from litcam.memory import images_at_once
 from litcam.progress import print_line, say, track
-from litcam.vit import find_vit
+from litcam.vit.model import find_vit
+from litcam.vit.recorder import record
+from litcam.vit.trace import AttentionTrace
 
 SCHEMA_VERSION = 1
 LONG_SIDE = 1600  # pixels of an overlay, at most

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import litcam
-from litcam.attention import AttentionTrace
 from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule, SceneStyle, box_regions, class_regions, present_classes
 from litcam.evaluation import evaluate
 from litcam.explainers import Explainer
 from litcam.explainers.agcam import AGCAM
 from litcam.metrics import ClassDiscrimination, Localization, Perturbation
+from litcam.vit.trace import AttentionTrace
 
 
 def make_run() -> tuple[ViTClassifier, DigitScenesDataModule]:

@@ -8,14 +8,14 @@ import timm
 import torch
 from test_evaluation import OneToThreeClasses, make_run
 
-from litcam.attention import AttentionTrace
 from litcam.data import DigitScenesDataModule, SceneStyle
 from litcam.data.batch import take_images
 from litcam.evaluation import evaluate, measuring
 from litcam.explainers import Explainer
 from litcam.explainers.agcam import AGCAM
 from litcam.memory import activation_bytes, images_at_once
-from litcam.vit import find_vit
+from litcam.vit.model import find_vit
+from litcam.vit.trace import AttentionTrace
 
 METHODS = ("agcam", "generic_attention", "rollout", "random")
 METRICS = ("localization", "max_box_acc", "class_discrimination", "perturbation:protocol=road:steps=2", "adcc")

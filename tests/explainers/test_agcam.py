@@ -10,8 +10,8 @@ from torch import nn
 import litcam
 import oracles
 from conftest import make_images, make_net, relative_error
-from litcam.attention import record
 from litcam.explainers.agcam import AGCAM
+from litcam.vit.recorder import record
 
 
 def oracle(net: nn.Module, images: torch.Tensor, targets: list[int], **options: str) -> torch.Tensor:

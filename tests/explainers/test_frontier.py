@@ -13,11 +13,11 @@ import frontier_oracles
 import litcam
 import oracles
 from conftest import NETS, SMALL, make_images, make_net, relative_error
-from litcam.attention import record
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers.evidence import Evidence
 from litcam.explainers.legrad import LeGrad
 from litcam.explainers.libragrad import LibraGrad
+from litcam.vit.recorder import record
 
 TARGETS = torch.tensor([[0, 3], [6, 2]])
 POOLED = ("average_pooled", "average_pooled_one_norm")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import litcam
 from conftest import relative_error
-from litcam.attention import AttentionTrace, record
 from litcam.explainers.agcam import AGCAM
 from litcam.explainers.reciprocam import ReciproCAM
+from litcam.vit.recorder import record
+from litcam.vit.trace import AttentionTrace
 
 SIZES: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 SMALL = {"img_size": 64, **SIZES}

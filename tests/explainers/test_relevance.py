@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import relevance_oracle as oracle
 from conftest import SMALL, make_images, make_net
-from litcam import lrp
-from litcam.attention import record
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers.relevance import Relevance, _Forward
+from litcam.vit import lrp
+from litcam.vit.recorder import record
 
 
 def make_vit(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Module:

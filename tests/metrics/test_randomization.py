@@ -18,7 +18,7 @@ from litcam.heatmaps import scale
 from litcam.metrics import randomization_similarity
 from litcam.metrics.functional.correlation import pearson, spearman
 from litcam.metrics.randomization import randomization_stages, randomize
-from litcam.vit import find_vit
+from litcam.vit.model import find_vit
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 SIZE = (16, 18)  # of the maps

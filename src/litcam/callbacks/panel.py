@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.shared import SharedExplanations, dataset_places, is_compiled, shared_explanations
-from litcam.vit import evaluating, find_vit
+from litcam.vit.context import evaluating
+from litcam.vit.model import find_vit
 
 
 def consume_panel(monitor: ExplanationMonitor, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,12 +17,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from litcam.attention import AttentionRecorder, AttentionTrace, agree, eager, record
 from litcam.data.batch import Batch, Regions, labelled_pairs, missing_annotation, read_batch, true_regions
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.metrics.functional.perturbation import is_predicted
-from litcam.vit import evaluating, find_vit
+from litcam.vit.context import eager, evaluating
+from litcam.vit.model import find_vit
+from litcam.vit.recorder import AttentionRecorder, record
+from litcam.vit.trace import AttentionTrace, agree
 
 Target = Literal["true", "predicted"]
 Key = TypeVar("Key")

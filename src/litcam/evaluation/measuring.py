@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from litcam.attention import record
 from litcam.data import Batch, ImageDataModule, labelled_pairs, read_batch
 from litcam.data.batch import missing_annotation, take_images
 from litcam.data.module import Split, UnknownClasses
@@ -30,7 +29,8 @@ from litcam.logits import check_logits, finite_logits
 from litcam.memory import images_at_once
 from litcam.metrics.functional.forwards import class_probability
 from litcam.progress import Advance, progress, say
-from litcam.vit import ViT, find_vit
+from litcam.vit.model import ViT, find_vit
+from litcam.vit.recorder import record
 
 Target = Literal["true", "predicted"]
 DEFAULT_METHODS = ("agcam", "rollout", "random", "center")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litcam.attention import AttentionTrace
 from litcam.data import Batch, true_regions
 from litcam.data.batch import ANNOTATIONS, VOID, Regions
 from litcam.errors import InputError, check_choice
 from litcam.explainers import Explainer, parse_options
 from litcam.metrics import ADCC, ClassDiscrimination, Focus, Localization, MaxBoxAcc, Perturbation, PxAP, Segmentation
 from litcam.metrics.image_metric import ImageMetric, Measured
+from litcam.vit.trace import AttentionTrace
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, Autograd, autograd_anywhere
 from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import attention_gradients, class_gradients
-from litcam.sdpa import AttentionCall
-from litcam.surrogates import BalancedMode
+from litcam.vit.balanced import BalancedMode
+from litcam.vit.context import autograd_anywhere
+from litcam.vit.gradients import attention_gradients, class_gradients
+from litcam.vit.sdpa import AttentionCall
+from litcam.vit.trace import AttentionTrace, Autograd
 
 Fusion = Literal["sum", "mean", "max"]
 FUSIONS = ("sum", "mean", "max")
@@ -47,7 +48,7 @@ class AGCAM(Explainer):
         head_fusion: how the heads of a layer become one map.
         layer_fusion: how the layers become one map.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     The map is zero everywhere if no gradient is positive.
     """

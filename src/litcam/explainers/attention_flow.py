@@ -11,10 +11,10 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace
 from litcam.errors import InputError, check_at_least
 from litcam.explainers.base import Explainer, check_layer, register
-from litcam.sdpa import AttentionCall
+from litcam.vit.sdpa import AttentionCall
+from litcam.vit.trace import AttentionTrace
 
 _UNIT = 2**30  # of flow: scipy's algorithm counts in int32, and the source sends 1, give or take the rounding
 _LONG = 60.0  # seconds that pass without a warning

@@ -11,11 +11,13 @@ import yaml
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
-from litcam.attention import AttentionTrace, Autograd, record
 from litcam.errors import InputError
 from litcam.logits import check_logits
-from litcam.sdpa import AttentionCall
-from litcam.vit import evaluating, find_vit
+from litcam.vit.context import evaluating
+from litcam.vit.model import find_vit
+from litcam.vit.recorder import record
+from litcam.vit.sdpa import AttentionCall
+from litcam.vit.trace import AttentionTrace, Autograd
 
 
 @dataclass(frozen=True)

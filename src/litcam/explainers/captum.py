@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, autograd_anywhere, eager
 from litcam.errors import InputError, check_at_least, check_choice
 from litcam.explainers.base import Explainer
+from litcam.vit.context import autograd_anywhere, eager
+from litcam.vit.trace import AttentionTrace
 
 SUPPORTED = (
     "FeatureAblation",

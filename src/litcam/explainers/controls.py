@@ -5,9 +5,9 @@ import zlib
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace
 from litcam.errors import InputError
 from litcam.explainers.base import Explainer, register
+from litcam.vit.trace import AttentionTrace
 
 
 @register("random")

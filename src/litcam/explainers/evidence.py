@@ -6,12 +6,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, autograd_anywhere
 from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import AttentionGradient, class_gradients, graph_of
-from litcam.sdpa import AttentionArguments, AttentionCall, full
-from litcam.surrogates import BalancedMode, Contributions, Units
+from litcam.vit.balanced import BalancedMode, Contributions, Units
+from litcam.vit.context import autograd_anywhere
+from litcam.vit.gradients import AttentionGradient, class_gradients, graph_of
+from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
+from litcam.vit.trace import AttentionTrace
 
 
 class _Layer(NamedTuple):
@@ -28,10 +29,10 @@ class Evidence(Explainer):
 
     A is the class token's attention row, v the values and g = ∂y_c/∂(output of head h in block l, class token), run
     along the class token's own way through skip connections and MLPs, with the denominators of norms and the gates of
-    activations held constant (:mod:`litcam.surrogates`). That way is then linear, and the logit is the sum of what the
-    class token read from the tokens, of its own embedding ⟨∂y/∂E_0[0], E_0[0]⟩ and of the biases Σ⟨b, ∂y/∂b⟩: nothing
-    is left over. It tells where the class token read, one hop: what earlier blocks had carried into those tokens is
-    not traced back.
+    activations held constant (:mod:`litcam.vit.balanced`). That way is then linear, and the logit is the sum of what
+    the class token read from the tokens, of its own embedding ⟨∂y/∂E_0[0], E_0[0]⟩ and of the biases Σ⟨b, ∂y/∂b⟩:
+    nothing is left over. It tells where the class token read, one hop: what earlier blocks had carried into those
+    tokens is not traced back.
 
     The sum is checked on every call, and :meth:`contributions` gives all its terms. As in AGCAM only the prefix tokens
     are replayed. Where the head reads all tokens (average or attention pooling) c_j sums over the rows of all of them

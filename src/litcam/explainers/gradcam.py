@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
-from litcam.attention import AttentionTrace, agree
 from litcam.errors import UnsupportedModelError, check_at_least
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import class_gradients, last_block
-from litcam.vit import TimmViT
+from litcam.vit.gradients import class_gradients, last_block
+from litcam.vit.model import TimmViT
+from litcam.vit.trace import AttentionTrace, agree
 
 
 class _TokenCAM(Explainer):
@@ -25,7 +25,7 @@ class _TokenCAM(Explainer):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.
@@ -62,7 +62,7 @@ class GradCAM(_TokenCAM):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.
@@ -82,7 +82,7 @@ class GradCAMPlusPlus(_TokenCAM):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.
@@ -104,7 +104,7 @@ class HiResCAM(_TokenCAM):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     Raises:
         UnsupportedModelError: if the last block cannot be run again by itself.

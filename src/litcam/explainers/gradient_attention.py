@@ -9,9 +9,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, Autograd
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import AttentionGradient, attention_gradients, class_gradients, last_block
+from litcam.vit.gradients import AttentionGradient, attention_gradients, class_gradients, last_block
+from litcam.vit.trace import AttentionTrace, Autograd
 
 
 class _WeightedAttention(Explainer):
@@ -55,7 +55,7 @@ class GenericAttention(_WeightedAttention):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     The map is zero everywhere if no gradient is positive.
     """
@@ -78,7 +78,7 @@ class SAW(_WeightedAttention):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     The map is zero everywhere if no gradient is positive.
     """
@@ -102,7 +102,7 @@ class AttentionGradCAM(Explainer):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
 
     The map is zero everywhere where the weighted attention is negative; with random weights it often is.
 

@@ -8,12 +8,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, agree, autograd_anywhere, record
 from litcam.errors import UnsupportedModelError, check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import class_gradients
-from litcam.sdpa import AttentionCall, full
-from litcam.vit import ViT
+from litcam.vit.context import autograd_anywhere
+from litcam.vit.gradients import class_gradients
+from litcam.vit.model import ViT
+from litcam.vit.recorder import record
+from litcam.vit.sdpa import AttentionCall, full
+from litcam.vit.trace import AttentionTrace, agree
 
 _ELEMENTS_AT_ONCE = 2**24  # of an N×N product of all heads
 

@@ -6,12 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, autograd_anywhere
 from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import class_gradients, graph_of
-from litcam.sdpa import full
-from litcam.surrogates import Contributions
+from litcam.vit.balanced import Contributions
+from litcam.vit.context import autograd_anywhere
+from litcam.vit.gradients import class_gradients, graph_of
+from litcam.vit.sdpa import full
+from litcam.vit.trace import AttentionTrace
 
 Score = Literal["probability", "logit"]
 
@@ -20,7 +21,7 @@ Score = Literal["probability", "logit"]
 class LibraGrad(Explainer):
     """LibraGrad (Mehri, Soleymani Baghshah & Pilehvar, CVPR 2025): attributions with balanced gradients, signed.
 
-    The gradients of :mod:`litcam.surrogates` run through the whole net: attention weights, the denominators of norms
+    The gradients of :mod:`litcam.vit.balanced` run through the whole net: attention weights, the denominators of norms
     and the gates of activations are constants, and a product of two activations halves its gradient. Input×gradient is
     Σ over channels of E·∂y/∂E at the tokens E that enter a block. It is complete: over the tokens that enter the first
     block, together with the terms of all biases, it adds up to the logit. The sum is checked on every call, and

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace
 from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, check_layer, register
-from litcam.sdpa import AttentionCall
+from litcam.vit.sdpa import AttentionCall
+from litcam.vit.trace import AttentionTrace
 
 
 @register("raw_attention")

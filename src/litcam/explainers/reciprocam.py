@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litcam.attention import AttentionTrace, agree
 from litcam.errors import check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.sdpa import AttentionArguments, AttentionCall
+from litcam.vit.sdpa import AttentionArguments, AttentionCall
+from litcam.vit.trace import AttentionTrace, agree
 
 _GAUSSIAN = {(dy, dx): (2 - abs(dy)) * (2 - abs(dx)) / 16 for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
 KERNELS: dict[str, dict[tuple[int, int], float]] = {"gaussian": _GAUSSIAN, "dirac": {(0, 0): 1.0}}

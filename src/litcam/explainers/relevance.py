@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from litcam.attention import AttentionTrace, agree, autograd_anywhere, record
 from litcam.errors import UnsupportedModelError
 from litcam.explainers.base import Explainer, check_layer, register
-from litcam.gradients import class_gradients
-from litcam.lrp import share_linear, share_mean, share_product, share_sum
-from litcam.sdpa import AttentionArguments, AttentionCall, AttentionMode
-from litcam.vit import ViT
+from litcam.vit.context import autograd_anywhere
+from litcam.vit.gradients import class_gradients
+from litcam.vit.lrp import share_linear, share_mean, share_product, share_sum
+from litcam.vit.model import ViT
+from litcam.vit.recorder import record
+from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode
+from litcam.vit.trace import AttentionTrace, agree
 
 _ELEMENTS_AT_ONCE = 2**26  # of all N×N matrices of one kind
 _ELEMENTS_IN_CACHE = 2**19  # the same on a CPU
@@ -29,16 +31,16 @@ class Relevance(Explainer):
     """Transformer attribution (Chefer, Gur & Wolf, CVPR 2021), equations 13 and 14: Π_l (I + mean_h (∇A ⊙ R_A)⁺).
 
     ∇A = ∂y_c/∂A is the ordinary gradient of the class's raw logit at a layer's attention, and R_A the relevance of that
-    attention: relevance starts as 1 at the logit and is walked back to it by the rules of :mod:`litcam.lrp`. The map is
-    the class token's row of the product, newest layer on the left, rows not normalised, as in the authors' code
+    attention: relevance starts as 1 at the logit and is walked back to it by the rules of :mod:`litcam.vit.lrp`. The
+    map is the class token's row of the product, newest layer on the left, rows not normalised, as in the authors' code
     ("transformer_attribution"); their shares at a skip connection are taken over a whole batch, here over each image.
 
     One forward with autograd, one backward pass per class and one walk; of the products only the row is formed, and
     N×N matrices exist for one layer at a time. Three things are our reading. Distilled models share the relevance
     between their two heads as between two summands, average-pooled ones between the patch tokens by
-    :func:`litcam.lrp.share_mean`, and the row is the mean over the tokens that the head reads. The row of I alone is
-    left out: it is 0 at the patches for a class token, and the same for every patch in an average-pooled model, where
-    it would drown the rest. A bias on the attention scores takes no relevance, like those of Linear layers.
+    :func:`litcam.vit.lrp.share_mean`, and the row is the mean over the tokens that the head reads. The row of I alone
+    is left out: it is 0 at the patches for a class token, and the same for every patch in an average-pooled model,
+    where it would drown the rest. A bias on the attention scores takes no relevance, like those of Linear layers.
 
     Args:
         net: the model: plain pre-norm blocks, as in timm's vit, deit, deit3, dinov2, clip and beit.

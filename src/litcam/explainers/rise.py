@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litcam.attention import AttentionTrace, eager
 from litcam.errors import InputError, check_at_least
 from litcam.explainers.base import Explainer, register
+from litcam.vit.context import eager
+from litcam.vit.trace import AttentionTrace
 
 
 @register("rise")

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace
 from litcam.explainers.base import Explainer, check_layer, register
-from litcam.sdpa import AttentionCall
+from litcam.vit.sdpa import AttentionCall
+from litcam.vit.trace import AttentionTrace
 
 
 @register("rollout")

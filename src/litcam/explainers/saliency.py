@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, Autograd
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import class_gradients, graph_of
+from litcam.vit.gradients import class_gradients, graph_of
+from litcam.vit.trace import AttentionTrace, Autograd
 
 
 @register("saliency")
@@ -16,7 +16,7 @@ class Saliency(Explainer):
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
-            (:mod:`litcam.surrogates`).
+            (:mod:`litcam.vit.balanced`).
     """
 
     def __init__(self, net: nn.Module, balanced: bool = False) -> None:

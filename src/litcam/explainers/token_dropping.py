@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from litcam.attention import AttentionTrace, eager
 from litcam.errors import check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.sdpa import AttentionArguments, AttentionMode
-from litcam.vit import ViT
+from litcam.vit.context import eager
+from litcam.vit.model import ViT
+from litcam.vit.sdpa import AttentionArguments, AttentionMode
+from litcam.vit.trace import AttentionTrace
 
 
 @register("token_dropping")

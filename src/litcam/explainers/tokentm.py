@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litcam.attention import AttentionTrace, Graph, record
 from litcam.errors import UnsupportedModelError
 from litcam.explainers.base import Explainer, register
-from litcam.gradients import AttentionGradient, class_gradients
-from litcam.sdpa import full
-from litcam.vit import ViT
+from litcam.vit.gradients import AttentionGradient, class_gradients
+from litcam.vit.model import ViT
+from litcam.vit.recorder import record
+from litcam.vit.sdpa import full
+from litcam.vit.trace import AttentionTrace, Graph
 
 _EPSILON = 1e-8  # of the port
 

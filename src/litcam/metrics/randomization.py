@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from litcam.errors import InputError, check_at_least
 from litcam.metrics.functional.adcc import Explain
 from litcam.metrics.map_similarity import SSIM_WINDOW, MapSimilarity
-from litcam.vit import ViT, find_vit
+from litcam.vit.model import ViT, find_vit
 
 # What stands before the blocks, by the first words of its parameters' names in timm, torchvision and transformers.
 _EMBEDDING = (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from litcam.errors import InputError
 from litcam.metrics.functional.checks import check_maps
-from litcam.vit import evaluating
+from litcam.vit.context import evaluating
 
 Net = nn.Module | Callable[[Tensor], Tensor]  # gives logits [b, C] of normalised images [b, 3, H, W]
 Precision = Literal["fp32", "bf16"]

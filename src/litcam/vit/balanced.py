@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from litcam.errors import UnsupportedModelError
-from litcam.sdpa import AttentionArguments
-from litcam.vit import ViT
+from litcam.vit.model import ViT
+from litcam.vit.sdpa import AttentionArguments
 
 
 @dataclass(frozen=True)

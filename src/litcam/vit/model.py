@@ -5,7 +5,6 @@ One subclass of :class:`ViT` per library: timm, torchvision and transformers nam
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,37 +269,3 @@ def find_vit(module: nn.Module) -> ViT:
         f"{type(root).__name__} holds no Vision Transformer with global attention in every block; "
         f"supported are {SUPPORTED}."
     )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode and without activation checkpointing; every flag is restored on every path."""
-    training = {child: child.training for child in module.modules() if child.training}
-    flags = ("grad_checkpointing", "gradient_checkpointing")  # of timm, of transformers
-    checkpointing = [
-        (child, flag) for child in module.modules() for flag in flags if getattr(child, flag, False) is True
-    ]
-    try:
-        for child in training:
-            child.training = False
-        for child, flag in checkpointing:
-            setattr(child, flag, False)
-        yield
-    finally:
-        for child in training:
-            child.training = True
-        for child, flag in checkpointing:
-            setattr(child, flag, True)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter of the module requires a gradient, which spares the memory for theirs; restored on every path."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

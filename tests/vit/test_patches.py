@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from litcam.patches import PatchEmbeddingMode, embed_patches
+from litcam.vit.patches import PatchEmbeddingMode, embed_patches
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (4, 6)])

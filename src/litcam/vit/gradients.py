@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from litcam.attention import AttentionTrace, Autograd, Graph, autograd_anywhere, record
-from litcam.sdpa import AttentionArguments, AttentionCall, full
-from litcam.surrogates import BalancedMode
+from litcam.vit.balanced import BalancedMode
+from litcam.vit.context import autograd_anywhere
+from litcam.vit.recorder import record
+from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
+from litcam.vit.trace import AttentionTrace, Autograd, Graph
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def attention_gradients(trace: AttentionTrace, targets: Tensor, autograd: Autogr
         targets: class indices [B, K].
         autograd: ``"cut"`` detaches the input of every attention, so that gradients run along the skip connections and
             MLPs only (equations 3 to 7 of the AGCAM paper); ``"full"`` gives the ordinary gradient; ``"balanced"`` and
-            ``"balanced cut"`` are the same with the gradients of :mod:`litcam.surrogates`.
+            ``"balanced cut"`` are the same with the gradients of :mod:`litcam.vit.balanced`.
 
     Returns:
         One entry per call, first block first.
@@ -60,7 +62,7 @@ def last_block(trace: AttentionTrace, balanced: bool = False) -> Graph:
 
     Args:
         trace: of any forward.
-        balanced: with the gradients of :mod:`litcam.surrogates`.
+        balanced: with the gradients of :mod:`litcam.vit.balanced`.
 
     Raises:
         UnsupportedModelError: if the logits are not those of the trace.
