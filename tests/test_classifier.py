@@ -53,6 +53,18 @@ def test_layer_decay_reaches_the_learning_rates() -> None:
     assert rates["patch_embed.proj.weight"] == pytest.approx(0.1 * 0.5**4)
 
 
+def test_a_compiled_net_trains_with_the_rates_and_the_data_config_of_the_net_itself() -> None:
+    plain, compiled = (make_classifier(lr=0.1, layer_decay=0.5, warmup_share=0.0) for _ in range(2))
+    compiled.net = torch.compile(compiled.net, backend="eager")
+    assert compiled.data_config == plain.data_config
+    found = []
+    for classifier in (plain, compiled):
+        groups = fit(classifier, max_steps=1).optimizers[0].param_groups
+        found.append([(group["initial_lr"], group["weight_decay"], len(group["params"])) for group in groups])
+    assert found[0] == found[1]
+    torch.compiler.reset()
+
+
 def test_biases_norms_and_tokens_have_no_weight_decay() -> None:
     classifier = make_classifier(weight_decay=0.3)
     optimizer = fit(classifier, max_steps=1).optimizers[0]

@@ -20,6 +20,7 @@ from litcam.data.module import ImageDataModule
 from litcam.errors import InputError
 from litcam.logits import check_logits
 from litcam.nets import create_net
+from litcam.vit.model import uncompiled
 
 
 class ViTClassifier(L.LightningModule):
@@ -94,8 +95,9 @@ class ViTClassifier(L.LightningModule):
     @property
     def data_config(self) -> dict[str, Any]:
         """timm's data config of the net (input_size, mean, std, interpolation, …), at the size it was built for."""
-        config: dict[str, Any] = resolve_model_data_config(self.net)
-        size = getattr(self.net.patch_embed, "img_size", None)  # constructor overrides win over the pretrained config
+        net = uncompiled(self.net)
+        config: dict[str, Any] = resolve_model_data_config(net)
+        size = getattr(net.patch_embed, "img_size", None)  # constructor overrides win over the pretrained config
         return {**config, "input_size": (3, *size)} if size else config
 
     def forward(self, images: Tensor) -> Tensor:
@@ -216,10 +218,11 @@ class ViTClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with layer decay, linear warm-up and cosine decay, per optimizer step."""
+        net = uncompiled(self.net)  # the names in it tell the layers
         groups = param_groups_layer_decay(
-            self.net,
+            net,
             weight_decay=self.hparams["weight_decay"],
-            no_weight_decay_list=getattr(self.net, "no_weight_decay", set)(),
+            no_weight_decay_list=getattr(net, "no_weight_decay", set)(),
             layer_decay=self.hparams["layer_decay"],
         )
         for group in groups:  # torch's optimizers know no lr_scale: it has to be in the learning rate itself

@@ -432,26 +432,39 @@ def _compiled(how: str) -> Any:
     if how == "wrapped net":
         return HoldsACompiledNet()
     module = UserModule()
-    if how == "net in place":
-        module.net.compile(backend="eager")
+    net = module.net
+    if how == "wrapped block":
+        net.blocks[1] = torch.compile(net.blocks[1], backend="eager")
+    elif how == "wrapped list of blocks":
+        net.blocks = torch.compile(net.blocks, backend="eager")
+    elif how == "forward of the net":
+        net.forward = torch.compile(net.forward, backend="eager")
+    elif how == "net in place":
+        net.compile(backend="eager")
     elif how == "module in place":
         module.compile(backend="eager")
     return torch.compile(module, backend="eager") if how == "whole module" else module
 
 
-@pytest.mark.parametrize("how", ["net in place", "wrapped net", "module in place", "whole module"])
+COMPILED = ("net in place", "wrapped net", "module in place", "whole module")
+COMPILED += ("wrapped block", "wrapped list of blocks", "forward of the net")
+
+
+@pytest.mark.parametrize("how", COMPILED)
 def test_a_compiled_module_is_explained_like_the_module_itself(tmp_path: Path, how: str) -> None:
     torch.compiler.reset()
-    monitors: list[L.Callback] = [LocalizationMonitor()]
+    monitors: list[L.Callback] = [LocalizationMonitor(), LocalizationMonitor("relevance"), HeatmapLogger(num_images=2)]
     if how == "net in place":
         monitors.append(PerturbationMonitor(num_images=None))
     trainer = make_trainer(tmp_path, monitors)
     trainer.validate(_compiled(how), loader(4), verbose=False)
     net = tiny_net().eval()
-    expected = localization_by_hand(net, loader(4))
-    if len(monitors) == 2:
-        expected |= perturbation_by_hand(net, loader(4))
-    assert_logged(logged(trainer), with_tag("val/agcam/", expected))
+    expected = with_tag("val/agcam/", localization_by_hand(net, loader(4)))
+    expected |= with_tag("val/relevance/", localization_by_hand(net, loader(4), "relevance"))
+    if how == "net in place":
+        expected |= with_tag("val/agcam/", perturbation_by_hand(net, loader(4)))
+    assert_logged(logged(trainer), expected)
+    assert (tmp_path / "heatmaps" / "agcam" / "epoch_000.png").is_file()
     torch.compiler.reset()
 
 

@@ -147,7 +147,7 @@ class TimmViT(ViT):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return list(self.net.blocks)
+        return uncompiled_all(self.net.blocks)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -188,7 +188,7 @@ class TorchvisionViT(ViT):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return list(self.net.encoder.layers)
+        return uncompiled_all(self.net.encoder.layers)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -246,10 +246,20 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     """The blocks of a ViT of transformers, whose place has changed over its models and versions."""
     for owner in (module, getattr(module, "encoder", None), getattr(module, "model", None)):
         for name in ("layers", "layer"):
-            layers = getattr(owner, name, None)
+            layers = uncompiled(getattr(owner, name, None))
             if isinstance(layers, nn.ModuleList):
-                return list(layers)
+                return uncompiled_all(layers)
     return []
+
+
+def uncompiled(module: Any) -> Any:
+    """What torch.compile has wrapped; any other module is returned as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def uncompiled_all(modules: Any) -> list[nn.Module]:
+    """The modules of a list that may be compiled, as may each of them."""
+    return [uncompiled(module) for module in uncompiled(modules)]
 
 
 def find_vit(module: nn.Module) -> ViT:
@@ -260,8 +270,10 @@ def find_vit(module: nn.Module) -> ViT:
     """
     if not isinstance(module, nn.Module):
         raise UnsupportedModelError(f"net has to be a torch.nn.Module, not {type(module).__name__}.")
-    root = getattr(module, "_orig_mod", module)  # what torch.compile(net) wraps
+    root = uncompiled(module)
     for candidate in root.modules():
+        if uncompiled(candidate) is not candidate:  # the wrapper has all attributes of what it wraps, which comes next
+            continue
         for kind in (TimmViT, TorchvisionViT, TransformersViT):
             if kind.recognises(candidate):
                 return kind(root, candidate)
