@@ -246,7 +246,7 @@ def _make_metrics(num_classes: int, multi_label: bool) -> MetricCollection:
     accuracy: dict[str, Metric | MetricCollection] = {"accuracy": _Accuracy(num_classes)}
     if num_classes >= 10:
         accuracy["accuracy_top5"] = _Accuracy(num_classes, top_k=5)
-    return MetricCollection(accuracy)
+    return MetricCollection(accuracy, compute_groups=False)  # of equal states one would stand for both
 
 
 class _Accuracy(MulticlassAccuracy):

@@ -50,6 +50,10 @@ class ImageMetric(Metric, ABC):
     Exact over batches and processes, the interval too: the state is sums, and how often an image is drawn in a resample
     follows from its map alone, or from a key that the caller gives it (:meth:`Measured.drawn_by`).
 
+    A :class:`torchmetrics.MetricCollection` lets metrics share their states if these are equal after the first batch,
+    and would then take one metric's sums for those of another whose options only tell later. Each of these keeps its
+    own, in whatever options it differs.
+
     Args:
         columns: S, the length of a row.
         resamples: of the bootstrap; 0 for no intervals.
@@ -67,6 +71,7 @@ class ImageMetric(Metric, ABC):
     sums: Tensor
     num_images: Tensor
     num_degenerate: Tensor
+    never_equal: Tensor
 
     def __init__(self, columns: int, resamples: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -77,6 +82,8 @@ class ImageMetric(Metric, ABC):
         self.add_state("sums", torch.zeros(1 + resamples, columns + 1, dtype=torch.float64), dist_reduce_fx="sum")
         for count in self.counted:
             self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
+        # NaN equals nothing, itself neither: no comparison of states finds those of two metrics the same.
+        self.add_state("never_equal", torch.tensor(torch.nan), dist_reduce_fx="sum")
 
     @property
     @abstractmethod
