@@ -45,6 +45,7 @@ from litcam.lock import only_writer
 from litcam.logits import check_logits
 from litcam.memory import images_at_once
 from litcam.progress import print_line, say, track
+from litcam.vit.inputs import check_images, fitting
 from litcam.vit.model import find_vit
 from litcam.vit.recorder import record
 from litcam.vit.trace import AttentionTrace
@@ -251,8 +252,8 @@ class _Run:
         self.multi_label = bool(getattr(module, "hparams", {}).get("multi_label", False))
         self.pipeline = _eval_pipeline(datamodule)
         blank = torch.zeros(1, 3, *datamodule.image_size, device=self.device)
-        self.vit.check_images(blank)
-        num_classes = record(self.vit, blank, {}).logits.shape[1]
+        with fitting(self.vit, check_images(self.vit, blank)):
+            num_classes = record(self.vit, blank, {}).logits.shape[1]
         self.at_once = images_at_once(self.vit, blank)
         classes, trouble = _find_classes(module, datamodule, num_classes)
         self.names = classes.names

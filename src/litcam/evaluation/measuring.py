@@ -29,6 +29,7 @@ from litcam.logits import check_logits, finite_logits
 from litcam.memory import images_at_once
 from litcam.metrics.functional.forwards import class_probability
 from litcam.progress import Advance, progress, say
+from litcam.vit.inputs import check_images, fitting
 from litcam.vit.model import ViT, find_vit
 from litcam.vit.recorder import record
 
@@ -123,8 +124,8 @@ def measure(
             _tell_refused(parts)
         if parts.missing:
             blank = torch.zeros(1, 3, *datamodule.image_size, device=device)
-            vit.check_images(blank)
-            at_once = images_at_once(vit, blank)
+            with fitting(vit, check_images(vit, blank)):
+                at_once = images_at_once(vit, blank)
             required = metrics is not None
             state = _Pass(vit, device, datamodule, by_name, scorers, target, multi_label, required, at_once)
             loader = datamodule.evaluation_dataloader(split, [i for k in parts.missing for i in batches[k].tolist()])
@@ -193,7 +194,7 @@ class _Pass:
     def _measure(self, few: Batch, indices: Tensor, perturbed: Tensor) -> dict[str, NDArray[Any]]:
         device = self.device
         batch = self.datamodule.normalize(move_data_to_device(few, device))
-        self.vit.check_images(batch["image"])
+        check_images(self.vit, batch["image"])
         began = _now(device)
         trace = record(self.vit, batch["image"], {explainer: explainer.read for explainer in self.explainers.values()})
         forward = _now(device) - began

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from litcam import heatmaps as maps
 from litcam.errors import InputError
-from litcam.logits import check_logits
 from litcam.vit.context import evaluating
+from litcam.vit.inputs import check_images, check_targets, fitting
 from litcam.vit.model import find_vit
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionCall
@@ -53,6 +53,7 @@ class Explainer(ABC):
     name: ClassVar[str]
     class_specific: ClassVar[bool] = True  # whether the map depends on the target
     is_control: ClassVar[bool] = False  # whether the map knows nothing of the model
+    on_pixels: ClassVar[bool] = False  # whether the map has the size of the image, not that of the grid
 
     def __init__(self, net: nn.Module) -> None:
         self.vit = find_vit(net)
@@ -61,15 +62,19 @@ class Explainer(ABC):
         """Explain images by one forward.
 
         Args:
-            images: normalised float [B, 3, H, W].
+            images: normalised float [B, 3, H, W]; an empty batch has an empty explanation.
             targets: class indices [B], or [B, K] for several maps per image; None explains the predicted class.
+                Integers in any form that torch makes a tensor of; see :func:`litcam.vit.inputs.check_targets`.
 
         Raises:
             InputError: for images or targets that the model cannot take.
             UnsupportedModelError: if the model's attention cannot be seen.
         """
-        self.vit.check_images(images)
-        return self.explain(self.trace(images), targets)
+        images = check_images(self.vit, images)
+        some = images if len(images) else images.new_zeros(1, *images.shape[1:])  # shows an empty batch's grid, classes
+        with fitting(self.vit, some):
+            trace = self.trace(some)
+        return self.explain(trace.select(torch.arange(len(images))), targets)
 
     def trace(self, images: Tensor) -> AttentionTrace:
         """The one forward that a call explains."""
@@ -77,8 +82,11 @@ class Explainer(ABC):
 
     def explain(self, trace: AttentionTrace, targets: Tensor | None = None) -> Explanation:
         """Explain a forward that has been recorded with this explainer's :meth:`read` among its readers."""
-        targets = _check_targets(targets, trace.logits)
+        targets = check_targets(targets, trace.logits)
         per_image = targets if targets.ndim == 2 else targets[:, None]  # [B, K]
+        if not len(per_image):
+            size = tuple(trace.images.shape[-2:]) if self.on_pixels else trace.grid
+            return Explanation(per_image.new_zeros(*targets.shape, *size, dtype=torch.float32), trace.logits, targets)
         with evaluating(self.vit.root), torch.no_grad():
             heatmaps = self.heatmaps(trace, per_image).float()  # [B, K or 1, gh, gw]
         # Copied where images or classes share one map: torch refuses to write into memory that several elements share.
@@ -212,22 +220,3 @@ def check_layer(name: str, layer: int | None, layers: int) -> None:
     """Raise InputError unless a net of so many layers has this one."""
     if layer is not None and not -layers <= layer < layers:
         raise InputError(f"{name} is {layer}, but the net has the layers 0 to {layers - 1}.")
-
-
-def _check_targets(targets: Tensor | None, logits: Tensor) -> Tensor:
-    """Class indices [B] or [B, K] on the logits' device; None means the predicted classes."""
-    if targets is None:
-        check_logits(logits, "images")
-        return logits.argmax(1)
-    targets = torch.as_tensor(targets, device=logits.device)
-    batch, classes = logits.shape
-    if targets.dtype == torch.bool or targets.is_floating_point():
-        raise InputError(f"targets have to be class indices (integers), not {targets.dtype}.")
-    if targets.ndim not in (1, 2) or len(targets) != batch or targets.numel() == 0:
-        raise InputError(f"targets have the shape {list(targets.shape)}; [{batch}] or [{batch}, K] is needed.")
-    if targets.min() < 0 or targets.max() >= classes:
-        raise InputError(
-            f"targets reach from {int(targets.min())} to {int(targets.max())}, but the model has {classes} classes: "
-            f"0 to {classes - 1}."
-        )
-    return targets.long()

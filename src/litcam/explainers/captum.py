@@ -74,6 +74,7 @@ class Captum(Explainer):
             and for an option's value that captum refuses.
     """
 
+    on_pixels = True
     name = "captum"
 
     def __init__(

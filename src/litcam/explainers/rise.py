@@ -41,6 +41,8 @@ class RISE(Explainer):
         InputError: for a probability outside ]0, 1[, or a number below 1.
     """
 
+    on_pixels = True
+
     def __init__(
         self,
         net: nn.Module,

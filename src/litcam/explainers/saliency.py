@@ -19,6 +19,8 @@ class Saliency(Explainer):
             (:mod:`litcam.vit.balanced`).
     """
 
+    on_pixels = True
+
     def __init__(self, net: nn.Module, balanced: bool = False) -> None:
         super().__init__(net)
         self.balanced = balanced

@@ -104,17 +104,6 @@ class ViT(ABC):
         names = ("mlp",) if isinstance(block, _POST_NORM_BLOCKS) else _MLP_NORM_NAMES
         return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise InputError unless images are finite floats [B, 3, H, W] of a size that the net takes."""
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-            got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(f"images have to be a normalised float tensor [B, 3, H, W], not {got}.")
-        self.check_size(images)
-        finite = images.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = (~finite).nonzero().flatten().tolist()
-            raise InputError(f"images hold NaN or infinite pixels at batch index {', '.join(map(str, bad[:8]))}.")
-
     def check_size(self, images: Tensor) -> None:
         """Raise InputError unless images [..., H, W] are of a size that the net takes."""
         expected, size = self.image_size, tuple(images.shape[-2:])
@@ -276,8 +265,21 @@ def find_vit(module: nn.Module) -> ViT:
             continue
         for kind in (TimmViT, TorchvisionViT, TransformersViT):
             if kind.recognises(candidate):
+                _check_observable(root, candidate)
                 return kind(root, candidate)
+    _check_observable(root, root)
     raise UnsupportedModelError(
         f"{type(root).__name__} holds no Vision Transformer with global attention in every block; "
         f"supported are {SUPPORTED}."
     )
+
+
+def _check_observable(root: nn.Module, inside: nn.Module) -> None:
+    """Raise UnsupportedModelError if a part of a module inside the root is scripted: compiled code shows nothing."""
+    parts = set(inside.modules())
+    for name, part in root.named_modules():
+        if part in parts and isinstance(part, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{f'{name} of {type(root).__name__}' if name else 'The net'} is scripted or traced (torch.jit), and a "
+                "scripted net cannot be observed; give the nn.Module that it was made from."
+            )
