@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from litcam.evaluation import Evaluation, evaluate
     from litcam.explainers import Explanation, create_explainer, list_explainers
+    from litcam.logits import declare_regression
 
-__all__ = ["Evaluation", "Explanation", "create_explainer", "evaluate", "list_explainers"]
+__all__ = ["Evaluation", "Explanation", "create_explainer", "declare_regression", "evaluate", "list_explainers"]
 
 _HOMES = {
     "Evaluation": "litcam.evaluation",
     "Explanation": "litcam.explainers",
     "create_explainer": "litcam.explainers",
+    "declare_regression": "litcam.logits",
     "evaluate": "litcam.evaluation",
     "list_explainers": "litcam.explainers",
 }

@@ -1,13 +1,107 @@
-"""Logits that say something: of NaN a prediction would be made like of any number, and always the same class."""
+"""What logits say: the scores, probabilities and predictions of classes, of a head of one output too.
 
-from collections.abc import Iterator, Sequence
+A head of several outputs has a class for each. One of a single output z has the classes 0 and 1 with the probabilities
+sigmoid(−z) and sigmoid(z); where its model is declared a regression, it has one target, 0, whose score is z itself.
+
+Logits that are NaN say nothing: a prediction would be made of them like of any number, and always of the same class.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from litcam.errors import InputError
+
+_DECLARED = "litcam_regression"  # the attribute that says so; it survives copies and pickles
+
+Model = TypeVar("Model", bound=Callable[..., Any])
+
+
+def declare_regression(net: Model) -> Model:
+    """Say that a model of one output is a regression: its output is explained and followed as it is, not as a class.
+
+    Args:
+        net: a model, a part of what is explained, or a function that gives the outputs.
+
+    Returns:
+        The same model.
+    """
+    setattr(net, _DECLARED, True)
+    return net
+
+
+def is_regression(net: Any) -> bool:
+    """Whether a model, a part of it, or the model whose method it is was declared a regression.
+
+    Of a trace ask the root of its ViT: what was recorded may be a part of the model that was declared.
+    """
+    owner = getattr(net, "__self__", net)  # of a bound method
+    parts = owner.modules() if isinstance(owner, nn.Module) else (net, owner)  # a compiled module has the plain one
+    return any(getattr(part, _DECLARED, False) for part in parts)
+
+
+def num_targets(logits: Tensor, regression: bool) -> int:
+    """How many targets logits [B, C] have: C, of one output the two classes, of a regression one.
+
+    Raises:
+        InputError: if a regression has several outputs.
+    """
+    return class_scores(logits[:0], regression).shape[1]
+
+
+def class_scores(logits: Tensor, regression: bool) -> Tensor:
+    """The scores of all targets, whose gradients explain them: the logits; of one output z (−z, z); of a regression z.
+
+    Args:
+        logits: [B, C].
+        regression: whether the model was declared one, see :func:`is_regression`.
+
+    Returns:
+        [B, targets], in the graph of the logits. Their softmax are no probabilities: see :func:`probabilities`.
+
+    Raises:
+        InputError: if a regression has several outputs.
+    """
+    if regression and logits.shape[1] != 1:
+        raise InputError(f"The model was declared a regression, but has {logits.shape[1]} outputs; it has to have one.")
+    return torch.cat([-logits, logits], 1) if logits.shape[1] == 1 and not regression else logits
+
+
+def probabilities(logits: Tensor, regression: bool, multi_label: bool = False) -> Tensor:
+    """The probabilities of all targets: the softmax; of one output z (sigmoid(−z), sigmoid(z)); of a regression z.
+
+    Args:
+        logits: [B, C].
+        regression: whether the model was declared one.
+        multi_label: whether the classes do not exclude each other: then the sigmoid of every logit.
+
+    Returns:
+        [B, targets], of the logits' dtype and in their graph.
+
+    Raises:
+        InputError: if a regression has several outputs, or a multi-label model one.
+    """
+    scores = class_scores(logits, regression)
+    if multi_label and logits.shape[1] == 1:
+        raise InputError(
+            "multi_label is for a model of several outputs, but this one has one: leave it out, and the output counts "
+            "as classes 0 and 1 by its sigmoid, or as a value if litcam.declare_regression declares it."
+        )
+    if regression:
+        return scores
+    return scores.sigmoid() if multi_label or logits.shape[1] == 1 else scores.softmax(1)
+
+
+def predicted_classes(logits: Tensor, regression: bool) -> Tensor:
+    """The target of the highest score: int64 [B]; of one output z class 1 where z > 0, of a regression always 0.
+
+    Raises:
+        InputError: if a regression has several outputs.
+    """
+    return class_scores(logits, regression).argmax(1)
 
 
 def check_logits(logits: Tensor, whose: str, ids: Sequence[object] = ()) -> None:
