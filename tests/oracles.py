@@ -281,16 +281,14 @@ def gradcam(net: VisionTransformer, image: Tensor, target: int, relu: bool = Tru
     return _cam(trace, grad.mean(dim=0) * features, relu, image)
 
 
-def gradcam_plusplus(
-    net: VisionTransformer, image: Tensor, target: int, relu: bool = True, epsilon: float = 0.0
-) -> Tensor:
+def gradcam_plusplus(net: VisionTransformer, image: Tensor, target: int, relu: bool = True, eps: float = 0.0) -> Tensor:
     """Grad-CAM++ (Chattopadhay et al., WACV 2018, eqs. 5, 7, 19) on patch tokens with g = dy_c/dF.
 
-    alpha = g^2 / (2 g^2 + (sum_q F_q) g^3 + epsilon), 0 where the denominator is 0; w_d = sum_p alpha_pd ReLU(g_pd).
+    alpha = g^2 / (2 g^2 + (sum_q F_q) g^3 + eps), 0 where the denominator is 0; w_d = sum_p alpha_pd ReLU(g_pd).
     The positive factor exp(y_c) of the paper's score scales the whole map and is left out.
     """
     trace, features, grad = _patch_features(net, image, target)
-    denominator = 2 * grad**2 + features.sum(dim=0, keepdim=True) * grad**3 + epsilon
+    denominator = 2 * grad**2 + features.sum(dim=0, keepdim=True) * grad**3 + eps
     alpha = torch.where(denominator == 0, 0.0, grad**2 / torch.where(denominator == 0, 1.0, denominator))
     weights = (alpha * grad.clamp(min=0)).sum(dim=0)  # [D]
     return _cam(trace, weights * features, relu, image)

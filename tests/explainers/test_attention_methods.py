@@ -51,6 +51,7 @@ def test_the_center_map_is_highest_in_the_middle_and_symmetric(net: nn.Module) -
         ("agcam:gradient=full:head_fusion=max", "agcam", {"gradient": "full", "head_fusion": "max"}),
         ("reciprocam:keep_class_token=false", "reciprocam", {"keep_class_token": False}),
         ("raw_attention:layer=-1", "raw_attention", {"layer": -1}),
+        ("gradcam_plusplus:eps=1e-6", "gradcam_plusplus", {"eps": 1e-6}),
         ("captum:Occlusion:strides=[1, 2, 2]", "captum:Occlusion", {"strides": [1, 2, 2]}),
     ],
 )

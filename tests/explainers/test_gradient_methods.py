@@ -48,6 +48,15 @@ def test_every_class_of_every_image_equals_the_oracle(name: str, net: nn.Module)
     assert relative_error(heatmaps, expected) < 1e-5
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_eps_is_added_to_the_denominator_of_gradcam_plusplus(net: nn.Module, eps: float) -> None:
+    images, targets = make_images(net, 1), torch.arange(NUM_CLASSES)[None]
+    heatmaps = litcam.create_explainer("gradcam_plusplus", net, eps=eps)(images, targets).heatmaps
+    assert relative_error(heatmaps, expected_maps("gradcam_plusplus", net, images, eps=eps)) < 1e-5
+    exact = litcam.create_explainer("gradcam_plusplus", net)(images, targets).heatmaps
+    assert torch.equal(heatmaps, exact) == (eps == 0)
+
+
 @pytest.mark.parametrize("kernel", ["gaussian", "dirac"])
 @pytest.mark.parametrize("keep_class_token", [True, False])
 @pytest.mark.parametrize("feature", ["norm1", "block"])
@@ -142,6 +151,10 @@ def test_a_model_that_changes_its_mind_is_refused_by_the_methods_that_run_the_la
         ("reciprocam", {"score": "loss"}, "choose one of softmax, logit"),
         ("reciprocam", {"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
         ("score_cam", {"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
+        ("gradcam_plusplus", {"eps": -1e-6}, "eps is -1e-06; a number of at least 0 is needed"),
+        ("gradcam_plusplus", {"eps": float("nan")}, "eps is nan"),
+        ("gradcam_plusplus", {"eps": float("inf")}, "eps is inf"),
+        ("gradcam_plusplus", {"eps": "small"}, "eps is 'small'"),
     ],
 )
 def test_wrong_options_are_named(class_token_net: nn.Module, name: str, options: dict[str, Any], message: str) -> None:

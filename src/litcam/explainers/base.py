@@ -1,6 +1,7 @@
 """Explainer, what every explanation method is: it turns a trace into heatmaps; and Explanation, what it gives."""
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,8 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"The option {word!r} has no value; write {word}=value.")
-        options[key] = yaml.safe_load(value)
+        # YAML 1.1 takes 1e-6, which has no point, for a word.
+        options[key] = float(value) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else yaml.safe_load(value)
     return options
 
 

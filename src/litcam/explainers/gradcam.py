@@ -5,6 +5,7 @@ patch tokens of a class-token model, so the activations are those before it: wha
 (the output of its norm1). Only that block, norm and head run again, with autograd.
 """
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
-from litcam.errors import UnsupportedModelError, check_at_least
+from litcam.errors import InputError, UnsupportedModelError, check_at_least
 from litcam.explainers.base import Explainer, register
 from litcam.vit.gradients import class_gradients, last_block
 from litcam.vit.model import TimmViT
@@ -76,21 +77,32 @@ class GradCAM(_TokenCAM):
 class GradCAMPlusPlus(_TokenCAM):
     """Grad-CAM++ (Chattopadhay et al., WACV 2018, equations 5, 7 and 19): (Σ_d w_d F_d)⁺, w_d = Σ_p α_pd·(g_pd)⁺.
 
-    α = g² / (2g² + (Σ_p F_pd)·g³), and 0 where the denominator is 0; the paper's factor exp(y_c) scales the whole map
-    and is left out. F are the patch tokens that the last block's attention reads, g their gradients.
+    α = g² / (2g² + (Σ_p F_pd)·g³ + ε), and 0 where the denominator is 0; the paper's factor exp(y_c) scales the whole
+    map and is left out. F are the patch tokens that the last block's attention reads, g their gradients.
+
+    The paper has no ε. The field's usual code adds 1e-6, which is not small beside the g² of a ViT and so gives another
+    map: its maps need ``eps=1e-6``.
 
     Args:
         net: the model.
         balanced: gradients in which attention weights, denominators of norms and gates are constants
             (:mod:`litcam.vit.balanced`).
+        eps: ε; 0 is the paper's formula.
 
     Raises:
+        InputError: if ``eps`` is not a number of at least 0.
         UnsupportedModelError: if the last block cannot be run again by itself.
     """
 
+    def __init__(self, net: nn.Module, balanced: bool = False, eps: float = 0.0) -> None:
+        super().__init__(net, balanced)
+        if not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+            raise InputError(f"eps is {eps!r}; a number of at least 0 is needed.")
+        self.eps = eps
+
     def weights(self, features: Tensor, gradients: Tensor) -> Tensor:
         squared = gradients.square()
-        denominator = 2 * squared + features.sum(-2, keepdim=True) * squared * gradients
+        denominator = 2 * squared + features.sum(-2, keepdim=True) * squared * gradients + self.eps
         alpha = torch.where(denominator == 0, torch.zeros_like(squared), squared / denominator)
         return (alpha * gradients.relu()).sum(-2, keepdim=True)
 
