@@ -6,26 +6,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from litcam.vit.checkpointing import without_checkpointing
+from litcam.vit.threads import SharedChange
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode and without activation checkpointing; every flag is restored on every path."""
-    training = {child: child.training for child in module.modules() if child.training}
-    flags = ("grad_checkpointing", "gradient_checkpointing")  # of timm, of transformers
-    checkpointing = [
-        (child, flag) for child in module.modules() for flag in flags if getattr(child, flag, False) is True
-    ]
-    try:
-        for child in training:
-            child.training = False
-        for child, flag in checkpointing:
-            setattr(child, flag, False)
-        yield
-    finally:
-        for child in training:
-            child.training = True
-        for child, flag in checkpointing:
-            setattr(child, flag, True)
+    training = [child for child in module.modules() if child.training]
+    with without_checkpointing():
+        try:
+            for child in training:
+                child.training = False
+            yield
+        finally:
+            for child in training:
+                child.training = True
 
 
 @contextmanager
@@ -41,10 +37,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+_force_eager = SharedChange(lambda: torch.compiler.set_stance("force_eager"))  # a stance is the whole process's
+
+
 @contextmanager
 def eager() -> Iterator[None]:
     """Run compiled modules as they were written: compiled code shows neither hooks nor attention calls."""
-    with torch.compiler.set_stance("force_eager"):
+    with _force_eager():
         yield
 
 
