@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from two_ranks import run_two_ranks
 
 import litcam
-from litcam.callbacks import HeatmapLogger, LocalizationMonitor, StepSeed, drift_figures
+from litcam.callbacks import HeatmapLogger, InitialValidation, LocalizationMonitor, StepSeed, drift_figures
 from litcam.callbacks.drift_figures import Filmstrip, draw_drift, draw_filmstrip, moving_most
 from litcam.callbacks.drift_history import PanelMaps, compare, read_history, references_of
 from litcam.callbacks.drift_history import drifts_of as compare_all
@@ -175,8 +175,25 @@ class OneArgument(UserModule):
         super().validation_step(batch, 0)
 
 
-@pytest.mark.parametrize("kind", [Flips, NetAlone, SeveralLoaders, OneArgument])
-def test_epoch_0_is_seen_through_the_modules_own_step(tmp_path: Path, kind: Any) -> None:
+class BatchwiseForward(UserModule):
+    """Its forward takes a batch."""
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.net(as_pair(batch)[0])
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self({"image": images, "label": None})
+
+
+class NormalisesInForward(UserModule):
+    """Its forward changes the images first."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images.flip(-2))
+
+
+@pytest.mark.parametrize("kind", [NetAlone, SeveralLoaders, OneArgument, BatchwiseForward, NormalisesInForward])
+def test_epoch_0_is_what_the_modules_own_step_would_see(tmp_path: Path, kind: Any) -> None:
     """Nothing is learnt, so that all epochs have the same maps."""
     module = kind(tiny_net().requires_grad_(False))
     module.factor = nn.Parameter(torch.zeros(()))
@@ -187,7 +204,73 @@ def test_epoch_0_is_seen_through_the_modules_own_step(tmp_path: Path, kind: Any)
     assert_left_alone(module)
     first, second = read_history(folder_of(tmp_path))
     np.testing.assert_allclose(first.maps.astype(float), second.maps, atol=2e-3)
-    assert kind is not Flips or np.abs(first.maps - by_hand(module.net, loader()).numpy()).max() > 0.1
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2], ids=["no sanity check", "sanity check"])
+def test_where_the_step_changes_the_images_there_is_no_epoch_0_and_that_is_said(
+    tmp_path: Path, sanity_steps: int
+) -> None:
+    with pytest.warns(UserWarning, match="DriftMonitor has no maps from before the training"):
+        history = fit(tmp_path, unscored(), Flips(), max_epochs=2, num_sanity_val_steps=sanity_steps)
+    found = read_history(folder_of(tmp_path))
+    assert [maps.epoch for maps in found] == [1, 2]
+    flipped = [{**batch, "image": batch["image"].flip(-2)} for batch in loader()]
+    assert_maps(found[0], by_hand(history.modules[0], flipped))
+    first, second = history.scalars
+    assert not any("_first" in name or "_previous" in name for name in first)
+    assert second["val/agcam/drift/spearman_first"] == second["val/agcam/drift/spearman_previous"]
+
+
+def test_with_an_initial_validation_there_is_an_epoch_0_of_the_images_that_the_step_has_changed(
+    tmp_path: Path,
+) -> None:
+    module = Flips()
+    before = copy.deepcopy(module.net)
+    fit(tmp_path, [unscored(), InitialValidation()], module, max_epochs=1)
+    found = read_history(folder_of(tmp_path))
+    assert [maps.epoch for maps in found] == [0, 1]
+    assert_maps(found[0], by_hand(before, [{**batch, "image": batch["image"].flip(-2)} for batch in loader()]))
+
+
+def test_a_fit_resumed_before_its_first_validation_still_drops_an_epoch_0_of_other_images(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
+    options: dict[str, Any] = {"max_epochs": 1, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+    fit(tmp_path, [unscored(), saver], Flips(), **options, max_steps=1)
+    assert [maps.epoch for maps in read_history(folder_of(tmp_path))] == [0]
+    resumed = make_trainer(tmp_path, [unscored()], **options)
+    with pytest.warns(UserWarning, match="DriftMonitor has no maps from before the training"):
+        resumed.fit(Flips(), loader(8), loader(), ckpt_path=tmp_path / "1.ckpt")
+    assert [maps.epoch for maps in read_history(folder_of(tmp_path))] == [1]
+
+
+class CountsSteps(UserModule):
+    """Its validation_step leaves traces: a number, a buffer that the training reads, random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.register_buffer("seen", torch.zeros(()))
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.steps.append(batch_idx)
+        super().validation_step(batch, batch_idx, dataloader_idx)
+        self.seen += torch.rand(())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (1 + self.seen)
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2], ids=["no sanity check", "sanity check"])
+def test_a_step_with_side_effects_runs_as_often_as_without_the_monitor(tmp_path: Path, sanity_steps: int) -> None:
+    left = []
+    for monitors in ([], [unscored()]):
+        torch.manual_seed(0)
+        module = CountsSteps()
+        fit(tmp_path, monitors, module, max_epochs=1, num_sanity_val_steps=sanity_steps)
+        left.append((module.steps, {name: value.tolist() for name, value in module.state_dict().items()}))
+    assert left[0] == left[1]
+    assert len(left[0][0]) == 3 + sanity_steps
+    assert [maps.epoch for maps in read_history(folder_of(tmp_path))] == [0, 1]
 
 
 class Counted(Scenes):
@@ -226,7 +309,8 @@ def test_the_cost_is_a_forward_of_the_panel_before_the_training_and_one_per_epoc
         module.net.blocks[-1].register_forward_hook(count)
         fit(tmp_path, monitors, module, max_epochs=2)
         counts.append(images)
-    assert counts[1] - counts[0] == 5 + (3 * 5 if floor else 0)
+    proof = 1  # an image that shows that the net alone gives the module's logits
+    assert counts[1] - counts[0] == proof + 5 + (3 * 5 if floor else 0)
 
 
 def test_images_of_an_iterable_dataset_and_of_any_loader_are_taken_in_their_order(tmp_path: Path) -> None:

@@ -54,12 +54,16 @@ class PanelMaps:
         """Place and target of each image."""
         return list(zip(self.places.tolist(), self.targets.tolist(), strict=True))
 
+    def path(self, folder: Path) -> Path:
+        """Where they lie in a folder: ``epoch_000.npz``."""
+        return folder / f"epoch_{self.epoch:03d}.npz"
+
     def write(self, folder: Path) -> Path:
         """Write ``epoch_000.npz``; a file of that name is replaced at once, never in part."""
         arrays = {
             name: value for name, value in vars(self).items() if name not in ("epoch", "ids") and value is not None
         }
-        path = folder / f"epoch_{self.epoch:03d}.npz"
+        path = self.path(folder)
         whole = io.BytesIO()
         np.savez_compressed(whole, epoch=self.epoch, ids=np.array(self.ids, dtype=np.str_), **arrays)
         write_whole(path, whole.getbuffer())

@@ -18,7 +18,7 @@ from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.panel import consume_panel
 from litcam.callbacks.pictures import Pictures
 from litcam.callbacks.reporting import log_image, log_scalars, run_folder, save_png
-from litcam.callbacks.shared import Explained, gather
+from litcam.callbacks.shared import Explained, gather, of_all_processes
 from litcam.errors import InputError, check_choice
 from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.heatmaps import on_grid
@@ -43,6 +43,7 @@ class _Saved:
 
     folder: str | None
     epochs: Sequence[int]
+    unproved: bool
 
 
 class DriftMonitor(ExplanationMonitor):
@@ -60,6 +61,9 @@ class DriftMonitor(ExplanationMonitor):
     the maps themselves: ``epoch_000.npz``, … (see :class:`PanelMaps` and :func:`read_history`). A file's number is that
     of the epochs trained; of several validations in an epoch the last one stays. A resumed fit continues the history;
     files of other epochs, or of another run, are removed from its folder. Works in a fit alone, not in ``validate``.
+
+    Epoch 0 costs no validation_step: the net alone is given the images as they are loaded. Where a step changes them
+    first there is no epoch 0, which is said, unless :class:`~litcam.callbacks.InitialValidation` makes one.
 
     Args:
         explainer: name of the explanation method.
@@ -108,6 +112,8 @@ class DriftMonitor(ExplanationMonitor):
         self.drifts: list[Drift] = []
         self.folder: Path | None = None
         self._saved: _Saved | None = None
+        self._unproved = False  # whether epoch 0 was seen by the net alone, and no validation has been since
+        self._changed = False  # whether a validation_step has changed its images
         self._thumbnails: dict[Key, Pixels] = {}  # of the images that this process has seen
 
     @property
@@ -121,7 +127,8 @@ class DriftMonitor(ExplanationMonitor):
 
     def state_dict(self) -> dict[str, Any]:
         folder = str(self.folder.resolve()) if self.folder is not None else None
-        return {**self._panel, "folder": folder, "epochs": [maps.epoch for maps in self.history]}
+        epochs = [maps.epoch for maps in self.history]
+        return {**self._panel, "folder": folder, "epochs": epochs, "unproved": self._unproved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in self._panel.items():
@@ -130,17 +137,18 @@ class DriftMonitor(ExplanationMonitor):
                     f"DriftMonitor has {name} {value!r}, but the checkpoint's history has {state_dict[name]!r}: "
                     "resume with the same, or leave the callback out."
                 )
-        self._saved = _Saved(state_dict["folder"], state_dict["epochs"])
+        self._saved = _Saved(state_dict["folder"], state_dict["epochs"], state_dict["unproved"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == 0:
-            self.history = []
+            self.history, self._unproved, self._changed = [], False, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
         self.folder = folder / "drift" / self.explainer if folder is not None else None
         if self._saved is not None:
             self.history = trainer.strategy.broadcast(self._read(trainer, self._saved))
+            self._unproved = self._saved.unproved and bool(self.history)
         self._saved = None
         self.drifts = drifts_of(self.history, self.mode)
         if trainer.is_global_zero and self.folder is not None:
@@ -148,11 +156,12 @@ class DriftMonitor(ExplanationMonitor):
             for file in set(self.folder.glob("epoch_*.npz")) - kept:
                 file.unlink()
         trainer.strategy.barrier("drift")
-        if not self.history:
+        if not self.history and not self._tell_of_changes():
             self.start(trainer, pl_module)
             consume_panel(self, trainer, pl_module)
             self._take_in(trainer.current_epoch)
             self._write(trainer)
+            self._unproved = bool(self.history)
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.entries: dict[Key, _Entry] = {}
@@ -162,6 +171,7 @@ class DriftMonitor(ExplanationMonitor):
         self._method: Explainer | None = None
 
     def consume(self, explained: Explained) -> None:
+        self._changed |= not explained.as_loaded
         if self.idle:
             return
         maps = _halves(explained.explanation, explained.trace.grid)
@@ -186,6 +196,9 @@ class DriftMonitor(ExplanationMonitor):
         self._method = None
         if self.idle:
             return
+        if self._unproved and self._tell_of_changes():
+            self._forget_the_first(trainer)
+        self._unproved = False
         self._take_in(epochs_trained(trainer))
         if self.drifts:
             scalars = self.drifts[-1].scalars(self.similarities)
@@ -200,11 +213,28 @@ class DriftMonitor(ExplanationMonitor):
         self._write(trainer)
         self._draw(trainer)
 
+    def _tell_of_changes(self) -> bool:
+        """Whether the step of any process changes its images, which is said; a collective."""
+        if not any(of_all_processes(self._changed)):
+            return False
+        rank_zero_warn(
+            "DriftMonitor has no maps from before the training: validation_step changes the images before the model "
+            "sees them. With the callback InitialValidation there are such maps."
+        )
+        return True
+
+    def _forget_the_first(self, trainer: L.Trainer) -> None:
+        """Epoch 0 was of other images than those that the model is given."""
+        first, *self.history = self.history
+        del self.drifts[0]
+        self._thumbnails = {}
+        if trainer.is_global_zero and self.folder is not None:
+            first.path(self.folder).unlink(missing_ok=True)
+
     def _explain_mirrored(self, explained: Explained) -> Explanation:
         """The explanations of the mirrored images, by one more forward."""
         if self._method is None:
-            root = explained.trace.vit.root
-            self._method = create_explainer(self.request.explainer, root, **self.request.options)
+            self._method = create_explainer(self.request.explainer, explained.trace.module, **self.request.options)
         with self._precision.val_step_context():
             trace = self._method.trace(explained.trace.images.flip(-1))
         return self._method.explain(trace, explained.explanation.targets)

@@ -1,8 +1,7 @@
 """A pass over the images that a monitor watches, outside of any validation. Leaves the run as it was."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,20 +10,19 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from litcam.callbacks.monitor import ExplanationMonitor
-from litcam.callbacks.shared import SharedExplanations, dataset_places, is_compiled, shared_explanations
+from litcam.callbacks.shared import SharedExplanations, dataset_places, shared_explanations
 from litcam.vit.context import evaluating
-from litcam.vit.model import find_vit
 
 
 def consume_panel(monitor: ExplanationMonitor, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
     """Explain this process's share of a monitor's images outside of a validation.
 
-    The forward is that of the module's own validation_step, which is left as soon as the forward is through, so that
-    nothing is logged and no metric updated. Draws no random number.
+    By the net alone, for a validation_step may count its calls, log and update metrics: whoever asks for this has to
+    see in a validation that the step gives its images to the model as they are. Draws no random number.
     """
     if not trainer.enable_validation:
         return
@@ -43,10 +41,8 @@ def consume_panel(monitor: ExplanationMonitor, trainer: L.Trainer, pl_module: L.
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             shared.start_batch(pl_module)
-            if not is_compiled(pl_module):  # whose forward is not seen in an epoch either
-                with trainer.precision_plugin.val_step_context(), _left_after_forward(pl_module):
-                    step: Callable[..., Any] = pl_module.validation_step
-                    step(*(batch, 0, 0)[: len(inspect.signature(step).parameters)])
+            with trainer.precision_plugin.val_step_context():
+                shared.run_net(pl_module, batch)
             explained = shared.explain(monitor, trainer, batch)
             if explained is not None and bool(wanted[explained.rows.cpu()].any()):
                 rows = explained.rows.cpu()
@@ -103,31 +99,3 @@ def _batch_size(batch: Any) -> int:
     """How many images a batch holds, in either form; of another form none, which is refused where it is explained."""
     images = batch.get("image") if isinstance(batch, Mapping) else batch[0] if isinstance(batch, list | tuple) else None
     return len(images) if isinstance(images, Tensor) else 0
-
-
-class _ForwardDone(Exception):
-    """Leaves a step."""
-
-
-@contextmanager
-def _left_after_forward(module: nn.Module) -> Iterator[None]:
-    """Leave what is inside as soon as the module's forward, or its net's where that is called alone, has ended."""
-    net = find_vit(module).net
-    running = False
-
-    def enter(*_: Any) -> None:
-        nonlocal running
-        running = True
-
-    def leave_net(*_: Any) -> None:
-        if not running:
-            raise _ForwardDone
-
-    def leave(*_: Any) -> None:
-        raise _ForwardDone
-
-    with ExitStack() as hooks, suppress(_ForwardDone):
-        hooks.callback(module.register_forward_pre_hook(enter).remove)
-        hooks.callback(net.register_forward_hook(leave_net).remove)
-        hooks.callback(module.register_forward_hook(leave).remove)
-        yield

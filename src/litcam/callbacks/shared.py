@@ -67,6 +67,12 @@ class Explained:
         return self.explanation.upsample((height, width))
 
     @property
+    def as_loaded(self) -> bool:
+        """Whether the model saw the images as they are in the batch: a step may change them first."""
+        images = self.batch["image"][self.rows]
+        return torch.equal(self.trace.images, images.to(self.trace.images))
+
+    @property
     def multi_label(self) -> bool:
         """Whether images may have several classes."""
         return self.batch["label"].ndim == 2
@@ -182,6 +188,11 @@ class SharedExplanations:
         self._recorder = AttentionRecorder(self._vit, self._readers)
         if not is_compiled(module):  # a compiled forward shows no attention calls
             self._recorder.__enter__()
+
+    def run_net(self, module: L.LightningModule, batch: Any) -> None:
+        """Let the net see a batch where no step does; a compiled one is left to :meth:`explain`, as in an epoch."""
+        if not is_compiled(module):
+            self._vit.net(read_batch(batch, multi_label=True)["image"])
 
     def stop(self) -> None:
         """Leave the model as it was; to be called on every path."""
