@@ -307,6 +307,8 @@ def _check_ranges(hparams: Any) -> None:
         "mixup": (0, math.inf),
         "cutmix": (0, math.inf),
     }
+    if hparams["num_classes"] == 1:
+        raise InputError("num_classes is 1, but data have at least two classes; those of yes and no have 2.")
     for name, (low, high) in ranges.items():
         if not low <= hparams[name] <= high:
             raise InputError(f"{name} is {hparams[name]}; it has to lie between {low} and {high}.")

@@ -43,31 +43,47 @@ def is_regression(net: Any) -> bool:
     return any(getattr(part, _DECLARED, False) for part in parts)
 
 
+def check_classifies(net: Any, what: str) -> None:
+    """Raise InputError if a model was declared a regression, for what can only be said of classes."""
+    if is_regression(net):
+        raise InputError(
+            f"{what} needs classes, but {type(net).__name__} was declared a regression, which has none; explain it by "
+            "litcam.create_explainer, and follow its value by litcam.metrics.Perturbation."
+        )
+
+
 def num_targets(logits: Tensor, regression: bool) -> int:
     """How many targets logits [B, C] have: C, of one output the two classes, of a regression one.
 
     Raises:
         InputError: if a regression has several outputs.
     """
-    return class_scores(logits[:0], regression).shape[1]
+    return class_scores(logits[:0], regression).shape[1]  # of no image: only their number is asked
 
 
-def class_scores(logits: Tensor, regression: bool) -> Tensor:
+def class_scores(logits: Tensor, regression: bool, multi_label: bool = False) -> Tensor:
     """The scores of all targets, whose gradients explain them: the logits; of one output z (−z, z); of a regression z.
 
     Args:
         logits: [B, C].
         regression: whether the model was declared one, see :func:`is_regression`.
+        multi_label: whether the classes do not exclude each other, so that each has its own output.
 
     Returns:
         [B, targets], in the graph of the logits. Their softmax are no probabilities: see :func:`probabilities`.
 
     Raises:
-        InputError: if a regression has several outputs.
+        InputError: if a regression has several outputs, or a multi-label model one.
     """
-    if regression and logits.shape[1] != 1:
-        raise InputError(f"The model was declared a regression, but has {logits.shape[1]} outputs; it has to have one.")
-    return torch.cat([-logits, logits], 1) if logits.shape[1] == 1 and not regression else logits
+    outputs = logits.shape[1]
+    if regression and outputs != 1:
+        raise InputError(f"The model was declared a regression, but has {outputs} outputs; it has to have one.")
+    if multi_label and outputs == 1:
+        raise InputError(
+            "multi_label is for a model of several outputs, but this one has one: leave it out, and the output counts "
+            "as classes 0 and 1 by its sigmoid, or as a value if litcam.declare_regression declares it."
+        )
+    return torch.cat([-logits, logits], 1) if outputs == 1 and not regression else logits
 
 
 def probabilities(logits: Tensor, regression: bool, multi_label: bool = False) -> Tensor:
@@ -84,12 +100,7 @@ def probabilities(logits: Tensor, regression: bool, multi_label: bool = False) -
     Raises:
         InputError: if a regression has several outputs, or a multi-label model one.
     """
-    scores = class_scores(logits, regression)
-    if multi_label and logits.shape[1] == 1:
-        raise InputError(
-            "multi_label is for a model of several outputs, but this one has one: leave it out, and the output counts "
-            "as classes 0 and 1 by its sigmoid, or as a value if litcam.declare_regression declares it."
-        )
+    scores = class_scores(logits, regression, multi_label)
     if regression:
         return scores
     return scores.sigmoid() if multi_label or logits.shape[1] == 1 else scores.softmax(1)

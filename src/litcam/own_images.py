@@ -42,7 +42,7 @@ from litcam.explainers import Explainer, create_explainers
 from litcam.files import write_whole
 from litcam.heatmaps import is_degenerate, overlay, upsample
 from litcam.lock import only_writer
-from litcam.logits import check_logits
+from litcam.logits import check_classifies, check_logits, class_scores, probabilities
 from litcam.memory import images_at_once
 from litcam.progress import print_line, say, track
 from litcam.vit.inputs import check_images, fitting
@@ -95,7 +95,8 @@ def explain_images(
 
     Args:
         module: a Vision Transformer, or a module that holds one, on the device to compute on. Where its ``hparams``
-            have ``multi_label``, probabilities are sigmoids, and every class above one half is predicted.
+            have ``multi_label``, probabilities are sigmoids, and every class above one half is predicted. A head of one
+            output has the classes 0 and 1 by its sigmoid.
         datamodule: gives the transforms; classes have the names of the module's ``class_names``, and where it has none
             those of the data with as many classes, which is said; otherwise their indices.
         paths: image files, and folders whose image files are taken with those in the folders below.
@@ -244,6 +245,7 @@ class _Run:
     ) -> None:
         if not methods:
             raise InputError("There is no method to explain with; name one, such as agcam.")
+        check_classifies(module, "explain_images")
         self.explainers = create_explainers(methods, module)
         self.vit = find_vit(module)
         self.datamodule = datamodule
@@ -253,7 +255,7 @@ class _Run:
         self.pipeline = _eval_pipeline(datamodule)
         blank = torch.zeros(1, 3, *datamodule.image_size, device=self.device)
         with fitting(self.vit, check_images(self.vit, blank)):
-            num_classes = record(self.vit, blank, {}).logits.shape[1]
+            num_classes = class_scores(record(self.vit, blank, {}).logits, False, self.multi_label).shape[1]
         self.at_once = images_at_once(self.vit, blank)
         classes, trouble = _find_classes(module, datamodule, num_classes)
         self.names = classes.names
@@ -270,10 +272,10 @@ class _Run:
         trace = record(self.vit, images, {explainer: explainer.read for explainer in self.explainers.values()})
         check_logits(trace.logits, "images", [printable(image.path) for image in batch])
         logits = trace.logits.float()
-        probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu()
-        order = logits.argsort(stable=True, dim=1, descending=True).cpu()
+        shares_of = probabilities(logits, False, self.multi_label).cpu()
+        order = class_scores(logits, False).argsort(stable=True, dim=1, descending=True).cpu()
         results: list[dict[str, Any]] = []
-        for image, shares, ranks in zip(batch, probabilities, order.tolist(), strict=True):
+        for image, shares, ranks in zip(batch, shares_of, order.tolist(), strict=True):
             predicted = [index for index in ranks if self.multi_label and shares[index] > 0.5] or ranks[:1]
             named = {
                 "predicted": predicted,

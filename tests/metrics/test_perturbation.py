@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_named(heatmaps: Tensor, targets: list[int], messag
 @pytest.mark.parametrize(("logits", "targets"), [((3, 2), [0, 1]), ((2, 2), [0, 2]), ((2,), [0, 1])])
 def test_logits_of_other_images_or_classes_are_named(logits: tuple[int, ...], targets: list[int]) -> None:
     arguments = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), torch.tensor(targets)
-    with pytest.raises(InputError, match=rf"but logits are \[{str(logits)[1:2]}.*\] for 2 images"):
+    with pytest.raises(InputError, match=rf"logits are \[{str(logits)[1:2]}.*\] for 2 images"):
         Perturbation().update(Brightness(), *arguments, logits=torch.zeros(logits))
     with pytest.raises(InputError, match="for 2 images"):
         perturbation_curves(Brightness(), *arguments, logits=torch.zeros(logits))

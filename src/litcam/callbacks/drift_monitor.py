@@ -22,6 +22,7 @@ from litcam.callbacks.shared import Explained, gather, of_all_processes
 from litcam.errors import InputError, check_choice
 from litcam.explainers import Explainer, Explanation, create_explainer
 from litcam.heatmaps import on_grid
+from litcam.logits import predicted_classes
 from litcam.metrics.functional.similarity import SIMILARITIES
 
 Pixels = NDArray[np.uint8]
@@ -176,7 +177,7 @@ class DriftMonitor(ExplanationMonitor):
             return
         maps = _halves(explained.explanation, explained.trace.grid)
         mirrored = _halves(self._explain_mirrored(explained), explained.trace.grid) if self.floor else None
-        predicted = explained.explanation.logits.argmax(1)
+        predicted = predicted_classes(explained.explanation.logits, regression=False)
         if explained.multi_label:
             predicted = explained.labels.where(explained.correct, NOT_FOUND)
         predictions, ids = predicted.tolist(), explained.ids

@@ -18,6 +18,7 @@ from litcam.callbacks.shared import Explained, Target, gather
 from litcam.data.batch import boxes_of
 from litcam.errors import check_at_least, check_threshold
 from litcam.heatmaps import colorize, component_boxes, overlay
+from litcam.logits import probabilities
 
 Pixels = NDArray[np.uint8]
 
@@ -101,10 +102,11 @@ class HeatmapLogger(ExplanationMonitor):
             save_png(folder / "heatmaps" / self.explainer / name, panel)
 
     def _caption(self, explained: Explained, position: int, label: int) -> str:
-        logits = explained.explanation.logits[position].float()
+        logits = explained.explanation.logits[position : position + 1].float()
+        shares = probabilities(logits, regression=False, multi_label=explained.multi_label)[0]
         if explained.multi_label:
-            return f"{self.pictures.name(label)} {float(logits[label].sigmoid()):.0%}"
-        probability, predicted = (value.item() for value in logits.softmax(0).max(0))
+            return f"{self.pictures.name(label)} {float(shares[label]):.0%}"
+        probability, predicted = (value.item() for value in shares.max(0))
         return f"{self.pictures.name(label)}, predicted {self.pictures.name(int(predicted))} {probability:.0%}"
 
 

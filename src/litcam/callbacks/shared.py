@@ -20,6 +20,7 @@ from torch.utils.data import DistributedSampler
 from litcam.data.batch import Batch, Regions, labelled_pairs, missing_annotation, read_batch, true_regions
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers import Explainer, Explanation, create_explainer
+from litcam.logits import check_classifies
 from litcam.metrics.functional.perturbation import is_predicted
 from litcam.vit.context import eager, evaluating
 from litcam.vit.model import find_vit
@@ -219,6 +220,7 @@ class SharedExplanations:
         """Build the explainers for a module, once."""
         if self._module is module and {request for request, _ in self.subsets.values()} == set(self._explainers):
             return
+        check_classifies(module, "What the callbacks show")
         vit = find_vit(module)
         # A module without a forward of its own works through the net alone.
         self._vit = vit if is_overridden("forward", module, L.LightningModule) else replace(vit, root=vit.net)

@@ -99,7 +99,9 @@ def read_batch(batch: Any, multi_label: bool = False) -> Batch:
     if not _are_class_indices(labels) and not (multi_label and _are_multi_hot(labels)):
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         needed = "class indices [B] or multi-hot bool [B, C]" if multi_label else "class indices [B]"
-        raise InputError(f"label has to be {needed}, not {got}.")
+        floats = isinstance(labels, Tensor) and labels.is_floating_point()
+        remedy = "; give whole numbers, and let the loss make floats of them" if floats else ""
+        raise InputError(f"label has to be {needed}, not {got}{remedy}.")
     return batch  # type: ignore[return-value]  # other keys are checked by those who need them
 
 

@@ -159,6 +159,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.use_data_config(getattr(model, "data_config", self.data_config))
         classes = Classes.of(model)
         size = getattr(model, "hparams", {}).get("num_classes", getattr(model, "num_classes", None))
+        size = 2 if size == 1 else size  # by its sigmoid a single output tells two
         if classes is not None and size not in (None, len(classes.names)):
             raise InputError(f"The model has {size} classes, but knows the names of {len(classes.names)}: {classes}.")
         if ((classes, size), unknown_classes) != (self._model, self.unknown_classes):

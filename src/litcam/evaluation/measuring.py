@@ -25,9 +25,10 @@ from litcam.evaluation.scorers import DEFAULT_METRICS, MetricInputs, Scorer, cre
 from litcam.explainers import Explainer, create_explainers
 from litcam.heatmaps import is_degenerate, on_grid
 from litcam.lock import only_writer
-from litcam.logits import check_logits, finite_logits
+from litcam.logits import check_classifies, check_logits, finite_logits, num_targets, predicted_classes
 from litcam.memory import images_at_once
 from litcam.metrics.functional.forwards import class_probability
+from litcam.metrics.functional.perturbation import is_predicted
 from litcam.progress import Advance, progress, say
 from litcam.vit.inputs import check_images, fitting
 from litcam.vit.model import ViT, find_vit
@@ -89,6 +90,7 @@ def measure(
         if number is not None:
             check_at_least(name, number, least)
     vit = find_vit(module)
+    check_classifies(module, "An evaluation")
     device = next(module.parameters()).device
     multi_label = bool(getattr(module, "hparams", {}).get("multi_label", False))
     by_name = create_explainers(explainers, module)
@@ -199,7 +201,8 @@ class _Pass:
         trace = record(self.vit, batch["image"], {explainer: explainer.read for explainer in self.explainers.values()})
         forward = _now(device) - began
         check_logits(trace.logits, "images", [str(name) for name in batch.get("id", indices)])
-        predicted = trace.logits.argmax(1)
+        predicted = predicted_classes(trace.logits, regression=False)
+        _check_labels(batch["label"], num_targets(trace.logits, regression=False))
         hits = _belongs(predicted, batch["label"])
         images, targets = labelled_pairs(batch)
         labels = targets
@@ -207,8 +210,8 @@ class _Pass:
             images = torch.arange(len(hits), device=device)
             targets = predicted
             labels = _label_of(batch["label"], predicted)
-        correct = trace.logits[images, targets] > 0 if self.multi_label else hits[images]
         trace = trace.select(images)
+        correct = is_predicted(trace.logits, targets, True) == 1 if self.multi_label else hits[images]
         probability = class_probability(trace.logits, predicted[images], self.multi_label)
         part = {
             "index": indices.to(device)[images],
@@ -285,6 +288,15 @@ def _score(scorer: Scorer, inputs: MetricInputs, wanted: Tensor, wrong: Tensor, 
         f"{prefix}places": places.cpu().numpy(),
         f"{prefix}left_out": np.array([left_out]),
     }
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """Raise InputError if multi-hot labels are of another number of classes than the model's."""
+    if labels.ndim == 2 and labels.shape[1] != classes:
+        raise InputError(
+            f"The labels are of {labels.shape[1]} classes, but the model has {classes}: the data module has to give "
+            "bool [B, C] with a column for each of the model's classes."
+        )
 
 
 def _belongs(predicted: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from litcam.errors import check_at_least, check_choice
 from litcam.heatmaps import is_degenerate
+from litcam.logits import is_regression
 from litcam.metrics.functional.bootstrap import content_keys
 from litcam.metrics.functional.fills import FillOptions
 from litcam.metrics.functional.forwards import PRECISIONS, Net, Precision, check_batch
@@ -36,6 +37,10 @@ class Perturbation(ImageMetric):
     y is the probability of the class. ``lerf`` and ``morf`` are the means of the 9 points. The noise is one of the
     normalised image; with ``mean`` and ``std`` one of the image of [0, 1], as in the authors' code. 18 forwards, and as
     many sparse linear systems on the CPU.
+
+    A net of a single output z has the classes 0 and 1 with the probabilities sigmoid(−z) and sigmoid(z); where it was
+    declared a regression (:func:`litcam.declare_regression`), y is z itself, the target is 0, and ``"chefer"`` is
+    refused.
 
     ``compute()`` gives these, the mean curves by name (``lerf_curve`` …) and the counts ``num_images`` (averaged) and
     ``num_degenerate`` (constant maps, and maps with NaN: they are in no mean). Without any image the means are NaN.
@@ -103,7 +108,7 @@ class Perturbation(ImageMetric):
         Raises:
             InputError: if shapes, dtypes or classes do not fit.
         """
-        check_batch(images, heatmaps, targets, logits)
+        check_batch(images, heatmaps, targets, logits, is_regression(net))
         kept = ~is_degenerate(heatmaps)
         rows = self.nothing(images.device).rows
         if kept.any():

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from litcam.errors import InputError
 from litcam.heatmaps import is_degenerate
+from litcam.logits import check_classifies
 from litcam.metrics.functional.correlation import pearson
 from litcam.metrics.functional.forwards import Net, Precision, check_batch, class_probability, forward, inference
 
@@ -56,8 +57,10 @@ def adcc_scores(
         Six float64 tensors [B] by name.
 
     Raises:
-        InputError: if shapes, dtypes, ranges or classes do not fit, or the maps of ``explain`` are of another shape.
+        InputError: if shapes, dtypes, ranges or classes do not fit, the maps of ``explain`` are of another shape, or
+            the net was declared a regression: of a value there is no share to lose.
     """
+    check_classifies(net, "ADCC")
     check_batch(images, heatmaps, targets, logits)
     if heatmaps.amin() < 0 or heatmaps.amax() > 1:
         raise InputError(

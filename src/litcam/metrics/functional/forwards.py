@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litcam.errors import InputError
+from litcam.logits import is_regression, num_targets, probabilities
 from litcam.metrics.functional.checks import check_maps
 from litcam.vit.context import evaluating
 
@@ -23,12 +24,12 @@ def inference(net: Net, targets: Tensor, precision: Precision = "fp32") -> Itera
     Raises:
         InputError: at a call, if the net gives no logits [b, C] with the classes of ``targets`` among them.
     """
-    device, reach = targets.device.type, _reach(targets)
+    device, reach, regression = targets.device.type, _reach(targets), is_regression(net)
 
     def call(images: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             logits = net(images)
-        _check_logits(logits, len(images), reach)
+        _check_logits(logits, len(images), reach, regression)
         return logits
 
     outside = torch.autocast(device, enabled=False)  # ends one around us; inside it the calls' own share cast weights
@@ -41,13 +42,14 @@ def forward(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) ->
     return torch.cat([net(part) for part in images.split(batch_size)])
 
 
-def class_probability(logits: Tensor, targets: Tensor, multi_label: bool = False) -> Tensor:
-    """Probability of the class, by softmax, or by sigmoid where the classes do not exclude each other: float64 [B]."""
-    logits = logits.double()
-    return (logits.sigmoid() if multi_label else logits.softmax(1)).gather(1, targets[:, None])[:, 0]
+def class_probability(logits: Tensor, targets: Tensor, multi_label: bool = False, regression: bool = False) -> Tensor:
+    """Probability of the class, of a regression its value, see :func:`litcam.logits.probabilities`: float64 [B]."""
+    return probabilities(logits.double(), regression, multi_label).gather(1, targets[:, None])[:, 0]
 
 
-def check_batch(images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:
+def check_batch(
+    images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tensor | None = None, regression: bool = False
+) -> None:
     """Raise InputError unless there is a float map of the image's size, and a class of the logits, for every image."""
     check_maps(heatmaps, "heatmaps")
     if images.ndim != 4 or heatmaps.shape != (len(images), *images.shape[-2:]) or targets.shape != (len(images),):
@@ -58,7 +60,7 @@ def check_batch(images: Tensor, heatmaps: Tensor, targets: Tensor, logits: Tenso
     if targets.dtype == torch.bool or targets.is_floating_point():
         raise InputError(f"targets have to be class indices (integers), not {targets.dtype}.")
     if logits is not None and len(targets):
-        _check_logits(logits, len(images), _reach(targets))
+        _check_logits(logits, len(images), _reach(targets), regression)
 
 
 def _reach(targets: Tensor) -> tuple[int, int]:
@@ -66,10 +68,16 @@ def _reach(targets: Tensor) -> tuple[int, int]:
     return int(targets.min()), int(targets.max())
 
 
-def _check_logits(logits: Tensor, count: int, reach: tuple[int, int]) -> None:
+def _check_logits(logits: object, count: int, reach: tuple[int, int], regression: bool) -> None:
     """Raise InputError unless logits are [count, C] and have the classes."""
-    if logits.ndim != 2 or len(logits) != count or reach[0] < 0 or reach[1] >= logits.shape[1]:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
+        got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise InputError(
-            f"targets reach from {reach[0]} to {reach[1]}, but logits are {list(logits.shape)} for {count} images; "
-            "[B, C] with these classes is needed."
+            f"logits are {got} for {count} images; a tensor [B, C] is needed, [B, 1] of a head of one output."
+        )
+    targets = num_targets(logits, regression)
+    if reach[0] < 0 or reach[1] >= targets:
+        raise InputError(
+            f"targets reach from {reach[0]} to {reach[1]}, but logits are {list(logits.shape)} for {count} images: "
+            f"{'a regression has the target 0' if targets == 1 else f'their classes are 0 to {targets - 1}'}."
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from litcam.errors import InputError, check_at_least, check_choice
+from litcam.logits import class_scores, is_regression
 from litcam.metrics.functional.fills import BLACK, BLURRED, IMPUTED, NO_OPTIONS, ZERO, Fill, FillOptions, Paint
 from litcam.metrics.functional.forwards import Net, Precision, check_batch, class_probability, forward, inference
 
@@ -35,12 +36,21 @@ class Curve:
         return f"{'most' if self.first == 'highest' else 'least'} relevant {'inserted ' if self.inserts else ''}first"
 
 
-def is_predicted(logits: Tensor, targets: Tensor, multi_label: bool = False) -> Tensor:
+def is_predicted(logits: Tensor, targets: Tensor, multi_label: bool = False, regression: bool = False) -> Tensor:
     """Whether the class is predicted, by the highest logit, with many labels by a positive one: float64 [B], 0 or 1.
 
     NaN where a logit is not finite: of NaN the highest would always be the same class.
+
+    Raises:
+        InputError: for a regression, which predicts no class.
     """
-    highest = logits.gather(1, targets[:, None])[:, 0] > 0 if multi_label else logits.argmax(1) == targets
+    if regression:
+        raise InputError(
+            "Right predictions can be counted of classes alone, but the model was declared a regression: take a "
+            "protocol that follows its value, agcam, rise or road."
+        )
+    scores = class_scores(logits, regression, multi_label)
+    highest = scores.gather(1, targets[:, None])[:, 0] > 0 if multi_label else scores.argmax(1) == targets
     return highest.double().where(logits.isfinite().all(1), torch.nan)
 
 
@@ -66,7 +76,8 @@ class Protocol:
         curves: both of them.
         steps: into which the pixels are divided.
         left_out: how many points at the beginning (0 % of the pixels) and at the end (100 %) are none of the curve.
-        outcome: y of logits [b, C], classes [b] and whether those do not exclude each other: float64 [b].
+        outcome: y of logits [b, C], classes [b], whether those do not exclude each other, and whether the model is a
+            regression: float64 [b].
         area: of a curve [..., n] and the number of steps: [...].
         unit: of the areas; 100 for per cent.
         difference: name of the first area minus the second, where the authors give one.
@@ -78,15 +89,15 @@ class Protocol:
     curves: tuple[Curve, Curve]
     steps: int = 10
     left_out: tuple[int, int] = (0, 0)
-    outcome: Callable[[Tensor, Tensor, bool], Tensor] = class_probability
+    outcome: Callable[[Tensor, Tensor, bool, bool], Tensor] = class_probability
     area: Callable[[Tensor, int], Tensor] = mean_of_points
     unit: float = 1.0
     difference: str | None = None
     multi_label: bool = False
 
-    def y(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def y(self, logits: Tensor, targets: Tensor, regression: bool = False) -> Tensor:
         """What the net makes of the classes [b], from its logits [b, C]: float64 [b]."""
-        return self.outcome(logits, targets, self.multi_label)
+        return self.outcome(logits, targets, self.multi_label, regression)
 
     @property
     def description(self) -> str:
@@ -191,7 +202,8 @@ def perturbation_curves(
     its logits) instead of 22, and the batch one more.
 
     Args:
-        net: gives logits [b, C] of normalised images [b, 3, H, W]; a module is run in evaluation mode.
+        net: gives logits [b, C] of normalised images [b, 3, H, W]; a module is run in evaluation mode. Of a single
+            output the probability is the sigmoid's, and y the output itself where the net was declared a regression.
         images: normalised float [B, 3, H, W].
         heatmaps: [B, H, W].
         targets: class indices [B].
@@ -207,9 +219,10 @@ def perturbation_curves(
     Raises:
         InputError: if shapes, dtypes or classes do not fit, or the fill needs the normalisation of the images.
     """
-    check_batch(images, heatmaps, targets, logits)
+    regression = is_regression(net)
+    check_batch(images, heatmaps, targets, logits, regression)
     with inference(net, targets, precision) as call:
-        batch = _Batch(call, images, heatmaps, targets, logits, batch_size, protocol, options)
+        batch = _Batch(call, images, heatmaps, targets, logits, batch_size, protocol, options, regression)
         first, second = (batch.run(curve) for curve in protocol.curves)
     return first, second
 
@@ -226,6 +239,7 @@ class _Batch:
     batch_size: int
     protocol: Protocol
     options: FillOptions
+    regression: bool
 
     def __post_init__(self) -> None:
         self._empty: dict[Fill, Tensor] = {}
@@ -241,7 +255,7 @@ class _Batch:
     def whole(self) -> Tensor:
         """y of the images with all their pixels [B]."""
         logits = forward(self.net, self.images, self.batch_size) if self.logits is None else self.logits
-        return self.protocol.y(logits, self.targets)
+        return self.protocol.y(logits, self.targets, self.regression)
 
     def empty(self, fill: Fill, paint: Paint) -> Tensor:
         """y of the one image without any pixel [B], for each image's class."""
@@ -249,7 +263,7 @@ class _Batch:
             index = torch.zeros(1, dtype=torch.int64, device=self.images.device)
             nothing = torch.zeros(1, 1, *self.images.shape[-2:], dtype=torch.bool, device=self.images.device)
             logits = self.net(paint(index, nothing)).expand(len(self.images), -1)
-            self._empty[fill] = self.protocol.y(logits, self.targets)
+            self._empty[fill] = self.protocol.y(logits, self.targets, self.regression)
         return self._empty[fill]
 
     def run(self, curve: Curve) -> Tensor:
@@ -274,5 +288,5 @@ class _Batch:
             point, image = chunk.T
             kept = (places[image] >= borders[point, None]) ^ curve.inserts
             perturbed = paint(image, kept.view(-1, 1, *self.images.shape[-2:]))
-            values[point, image] = self.protocol.y(self.net(perturbed), self.targets[image])
+            values[point, image] = self.protocol.y(self.net(perturbed), self.targets[image], self.regression)
         return values.T

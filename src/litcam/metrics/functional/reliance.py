@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from litcam.errors import InputError, check_choice
+from litcam.logits import check_classifies
 from litcam.metrics.functional.checks import check_maps, has_both
 from litcam.metrics.functional.forwards import Net, Precision, check_batch, class_probability, forward, inference
 from litcam.metrics.functional.perturbation import is_predicted
@@ -57,8 +58,10 @@ def reliance(
         Float64 [B, 6]: whether the class is predicted (0 or 1) for the three, then its probability.
 
     Raises:
-        InputError: if shapes, dtypes or classes do not fit, or the fill lacks other images.
+        InputError: if shapes, dtypes or classes do not fit, the fill lacks other images, or the net was declared a
+            regression.
     """
+    check_classifies(net, "Reliance")
     check_images(images, regions, targets, logits)
     with inference(net, targets, precision) as call:
         if logits is None:
