@@ -5,7 +5,6 @@ autograd the first time. Both kinds of ``torch.utils.checkpoint`` end in names o
 time of the call, however a user's module imported the function; stand-ins take their place.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,13 +12,6 @@ from typing import Any
 from torch.utils import checkpoint as torch_checkpoint
 
 from litcam.vit.threads import SharedChange
-
-
-class _Here(threading.local):
-    contexts = 0  # that this thread is in
-
-
-_here = _Here()
 
 
 @contextmanager
@@ -30,11 +22,7 @@ def without_checkpointing() -> Iterator[None]:
     contexts of ``context_fn`` are kept. An autograd function of the user's own that runs its forward again is not seen.
     """
     with _stand_ins():
-        _here.contexts += 1
-        try:
-            yield
-        finally:
-            _here.contexts -= 1
+        yield
 
 
 @contextmanager
@@ -58,7 +46,7 @@ _stand_ins = SharedChange(_stand_in_place)
 
 def _apply(kind: type[torch_checkpoint.CheckpointFunction], *args: Any) -> Any:
     """``CheckpointFunction.apply(function, preserve_rng_state, *arguments)``, which is inherited."""
-    if not _here.contexts or kind is not torch_checkpoint.CheckpointFunction:
+    if not _stand_ins.wanted_here or kind is not torch_checkpoint.CheckpointFunction:
         return super(torch_checkpoint.CheckpointFunction, kind).apply(*args)
     function, _, *arguments = args
     return function(*arguments)
@@ -66,4 +54,4 @@ def _apply(kind: type[torch_checkpoint.CheckpointFunction], *args: Any) -> Any:
 
 def _saver(save: Callable[[Any], AbstractContextManager[Any]]) -> Callable[[Any], AbstractContextManager[Any]]:
     """The context in which a function that is to be checkpointed runs: tensors are saved as everywhere else."""
-    return lambda frame: nullcontext() if _here.contexts else save(frame)
+    return lambda frame: nullcontext() if _stand_ins.wanted_here else save(frame)
