@@ -61,10 +61,16 @@ def test_several_labels_by_one_output_are_refused(regression: bool) -> None:
 
 
 def test_the_gradients_of_both_classes_reach_the_output() -> None:
+    """Wherever they are asked for: maps are made without gradients but for these."""
     z = Z.clone().requires_grad_()
-    negative, positive = (torch.autograd.grad(class_scores(z, False)[:, k].sum(), z)[0] for k in (0, 1))
-    assert torch.equal(negative, torch.full_like(Z, -1))
-    assert torch.equal(positive, torch.full_like(Z, 1))
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            scores, shares = class_scores(z, False), probabilities(z, False)
+        for k, sign in enumerate((-1, 1)):
+            (of_score,) = torch.autograd.grad(scores[:, k].sum(), z, retain_graph=True)
+            (of_share,) = torch.autograd.grad(shares[:, k].sum(), z, retain_graph=True)
+            assert torch.equal(of_score, torch.full_like(Z, sign))
+            torch.testing.assert_close(of_share, sign * (Z.sigmoid() * (-Z).sigmoid()))
 
 
 def test_a_declaration_is_found_wherever_it_was_made() -> None:
@@ -92,3 +98,6 @@ def test_a_compiled_module_and_a_function_can_be_declared() -> None:
 
     assert not is_regression(function)
     assert is_regression(litcam.declare_regression(function))
+    for nothing in (net.forward, "net", None):
+        with pytest.raises(InputError, match="cannot be declared a regression; declare the module"):
+            litcam.declare_regression(nothing)  # type: ignore[type-var]

@@ -7,13 +7,14 @@ Logits that are NaN say nothing: a prediction would be made of them like of any 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from litcam.errors import InputError
+from litcam.vit.context import autograd_anywhere
 
 _DECLARED = "litcam_regression"  # the attribute that says so; it survives copies and pickles
 
@@ -23,13 +24,24 @@ Model = TypeVar("Model", bound=Callable[..., Any])
 def declare_regression(net: Model) -> Model:
     """Say that a model of one output is a regression: its output is explained and followed as it is, not as a class.
 
+    Copies and pickles of the model know it, its state_dict does not. It is found in a module that holds the model, but
+    not in a function that calls it: declare that too where metrics are given the function.
+
     Args:
         net: a model, a part of what is explained, or a function that gives the outputs.
 
     Returns:
         The same model.
+
+    Raises:
+        InputError: for what keeps no attribute, such as a method.
     """
-    setattr(net, _DECLARED, True)
+    try:
+        setattr(net, _DECLARED, True)
+    except AttributeError as error:
+        raise InputError(
+            f"A {type(net).__name__} cannot be declared a regression; declare the module that gives the outputs."
+        ) from error
     return net
 
 
@@ -70,7 +82,8 @@ def class_scores(logits: Tensor, regression: bool, multi_label: bool = False) ->
         multi_label: whether the classes do not exclude each other, so that each has its own output.
 
     Returns:
-        [B, targets], in the graph of the logits. Their softmax are no probabilities: see :func:`probabilities`.
+        [B, targets], in the graph of the logits, under no_grad too. Probabilities are made by :func:`probabilities`,
+        not of these.
 
     Raises:
         InputError: if a regression has several outputs, or a multi-label model one.
@@ -83,7 +96,10 @@ def class_scores(logits: Tensor, regression: bool, multi_label: bool = False) ->
             "multi_label is for a model of several outputs, but this one has one: leave it out, and the output counts "
             "as classes 0 and 1 by its sigmoid, or as a value if litcam.declare_regression declares it."
         )
-    return torch.cat([-logits, logits], 1) if outputs == 1 and not regression else logits
+    if outputs > 1 or regression:
+        return logits
+    with _in_its_graph(logits):
+        return torch.cat([-logits, logits], 1)
 
 
 def probabilities(logits: Tensor, regression: bool, multi_label: bool = False) -> Tensor:
@@ -95,7 +111,7 @@ def probabilities(logits: Tensor, regression: bool, multi_label: bool = False) -
         multi_label: whether the classes do not exclude each other: then the sigmoid of every logit.
 
     Returns:
-        [B, targets], of the logits' dtype and in their graph.
+        [B, targets], of the logits' dtype and in their graph, under no_grad too.
 
     Raises:
         InputError: if a regression has several outputs, or a multi-label model one.
@@ -103,7 +119,13 @@ def probabilities(logits: Tensor, regression: bool, multi_label: bool = False) -
     scores = class_scores(logits, regression, multi_label)
     if regression:
         return scores
-    return scores.sigmoid() if multi_label or logits.shape[1] == 1 else scores.softmax(1)
+    with _in_its_graph(logits):
+        return scores.sigmoid() if multi_label or logits.shape[1] == 1 else scores.softmax(1)
+
+
+def _in_its_graph(logits: Tensor) -> AbstractContextManager[None]:
+    """What is made of logits within can be differentiated if they can."""
+    return autograd_anywhere(logits.device.type) if logits.requires_grad else nullcontext()
 
 
 def predicted_classes(logits: Tensor, regression: bool) -> Tensor:

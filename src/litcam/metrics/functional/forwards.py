@@ -44,7 +44,7 @@ def forward(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) ->
 
 def class_probability(logits: Tensor, targets: Tensor, multi_label: bool = False, regression: bool = False) -> Tensor:
     """Probability of the class, of a regression its value, see :func:`litcam.logits.probabilities`: float64 [B]."""
-    return probabilities(logits.double(), regression, multi_label).gather(1, targets[:, None])[:, 0]
+    return probabilities(logits.detach().double(), regression, multi_label).gather(1, targets[:, None])[:, 0]
 
 
 def check_batch(
