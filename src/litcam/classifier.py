@@ -1,7 +1,7 @@
 """ViTClassifier: the LightningModule that fine-tunes a timm Vision Transformer. Knows nothing of explanations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -21,6 +21,11 @@ from litcam.errors import InputError
 from litcam.logits import check_logits
 from litcam.nets import create_net
 from litcam.vit.model import uncompiled
+
+_HALVES = {torch.float16, torch.bfloat16}
+# Below a gradient of 0.0055 AdamW's mean square is 0 in float16 (0.001 of the square is less than half of its smallest
+# number), and 1e-8 is 0 as well: the step would be infinite. With this no step is longer than about the learning rate.
+_FLOAT16_EPS = 2.0**-8
 
 
 class ViTClassifier(L.LightningModule):
@@ -86,7 +91,7 @@ class ViTClassifier(L.LightningModule):
         metrics = _make_metrics(num_classes, multi_label)
         stages = ("val", "test") if multi_label else ("train", "val", "test")  # average precision keeps every logit
         self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({f"{stage}_loss": _MeanLoss() for stage in ("val", "test")})
 
         # What is learnt from the data that it is first trained on, see litcam.data.ImageDataModule.
         self.class_names: list[str] | None = None
@@ -166,10 +171,10 @@ class ViTClassifier(L.LightningModule):
         images, labels = self._images_and_labels(batch)
         if self.mixup is not None and len(images) % 2 == 0:  # timm pairs the images of a batch
             images, soft_labels = self.mixup(images.clone(), labels)
-            logits = self(images)
-            loss = F.cross_entropy(logits, soft_labels)
+            logits = self._widened(self(images))
+            loss = F.cross_entropy(logits, self._widened(soft_labels))
         else:
-            logits = self(images)
+            logits = self._widened(self(images))
             loss = self._loss_per_image(logits, labels, self.hparams["label_smoothing"]).mean()
         self.log("train/loss", loss, batch_size=len(labels), sync_dist=True)  # as many images in every process
         self._log_metrics("train", logits, labels)
@@ -183,12 +188,16 @@ class ViTClassifier(L.LightningModule):
 
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
         images, labels = self._images_and_labels(batch)
-        logits = self(images)
+        logits = self._widened(self(images))
         check_logits(logits, f"{stage} images")
         loss = self.losses[f"{stage}_loss"]
         loss.update(self._loss_per_image(logits, labels))  # type: ignore[operator]
         self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
         self._log_metrics(stage, logits, labels)
+
+    def _widened(self, values: Tensor) -> Tensor:
+        """Values of a true half precision in single precision, for losses and metrics; autocast does so by itself."""
+        return values.float() if self.dtype in _HALVES else values
 
     def _images_and_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] and class indices [B], or multi-hot labels [B, C]."""
@@ -227,7 +236,9 @@ class ViTClassifier(L.LightningModule):
         )
         for group in groups:  # torch's optimizers know no lr_scale: it has to be in the learning rate itself
             group["lr"] = self.hparams["lr"] * group["lr_scale"]
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"])
+        eps = _FLOAT16_EPS if self.dtype == torch.float16 else 1e-8
+        # The weight decay is that of groups which others add, such as a callback that unfreezes.
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"], eps=eps, weight_decay=self.hparams["weight_decay"])
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = _WarmupCosine(steps, self.hparams["warmup_share"], self.hparams["min_lr_share"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -247,6 +258,18 @@ def _make_metrics(num_classes: int, multi_label: bool) -> MetricCollection:
     if num_classes >= 10:
         accuracy["accuracy_top5"] = _Accuracy(num_classes, top_k=5)
     return MetricCollection(accuracy, compute_groups=False)  # of equal states one would stand for both
+
+
+class _MeanLoss(MeanMetric):
+    """Mean over images that a true half precision leaves in single precision: a bfloat16 counts no further than 256."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        super()._apply(fn, exclude_state)
+        # Where it is moved in a step, the dtype to which it casts values becomes the default of that time: a half.
+        return self.set_dtype(torch.float32) if {self.dtype, self.mean_value.dtype} & _HALVES else self
 
 
 class _Accuracy(MulticlassAccuracy):

@@ -3,7 +3,7 @@
 Knows no dataset and no model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
@@ -15,7 +15,9 @@ from litcam.errors import InputError, check_choice
 
 Regions = Literal["boxes", "masks"]
 ANNOTATIONS: Mapping[Regions, str] = {"boxes": "boxes", "masks": "mask"}  # the key in a batch of each kind of regions
+Collate = Callable[[list[Any]], dict[str, Any]]
 VOID = 255
+_PACKED = "packed_boxes"
 _PER_INSTANCE = ("boxes", "instance_labels")  # the keys with one row per instance, not one per image
 
 
@@ -78,6 +80,21 @@ def collate_none(samples: list[Any]) -> dict[str, Any]:
     return {key: values[:0] for key, values in collate(samples).items()}
 
 
+def pack(collate: Collate, samples: list[Any]) -> dict[str, Any]:
+    """The batch of samples, its boxes as integers of the same bits: for a way on which floats would be rounded."""
+    batch = collate(samples)
+    return {**batch, _PACKED: batch.pop("boxes").float().view(torch.int32)} if "boxes" in batch else batch
+
+
+def unpack(batch: Batch) -> Batch:
+    """The batch as it was before :func:`pack`."""
+    if _PACKED not in batch:
+        return batch
+    found: dict[str, Any] = dict(batch)
+    boxes: Tensor = found.pop(_PACKED)
+    return Batch(**{**found, "boxes": boxes.view(torch.float32)})
+
+
 def read_batch(batch: Any, multi_label: bool = False) -> Batch:
     """A batch as the house's contract has it; a pair of images and labels is taken too.
 
@@ -126,7 +143,7 @@ def take_images(batch: Batch, images: slice) -> Batch:
     """Some images of a batch that lie side by side, ``images.start`` to ``images.stop``, with what belongs to them."""
     found: dict[str, Any] = {key: value[images] for key, value in batch.items() if key not in _PER_INSTANCE}  # type: ignore[index]  # tensors and lists
     if "boxes" in batch:
-        owner = batch["boxes"][:, 0]
+        owner = _boxes(batch)[:, 0]
         chosen = (owner >= images.start) & (owner < images.stop)
         found |= {key: batch[key][chosen] for key in _PER_INSTANCE if key in batch}  # type: ignore[literal-required]  # its keys
         found["boxes"] = found["boxes"] - found["boxes"].new_tensor([images.start, 0, 0, 0, 0])
@@ -152,7 +169,7 @@ def present_classes(batch: Batch) -> Tensor:
 
 def boxes_of(batch: Batch, index: int, label: int | None = None) -> Tensor:
     """The boxes [n, 4] of one image of a batch, or of one class in it."""
-    chosen = batch["boxes"][:, 0] == index
+    chosen = _boxes(batch)[:, 0] == index
     if label is not None:
         chosen &= batch["instance_labels"] == label
     return batch["boxes"][chosen, 1:]
@@ -164,7 +181,7 @@ def box_regions(batch: Batch) -> Tensor:
     Box ends are exclusive; a pixel belongs to a box when its centre lies in it; what reaches beyond the image is cut
     off; an image without boxes has an empty region.
     """
-    return _unions(_filled_boxes(batch), batch["boxes"][:, 0].long(), len(batch["image"]))
+    return _unions(_filled_boxes(batch), _boxes(batch)[:, 0].long(), len(batch["image"]))
 
 
 def mask_regions(batch: Batch) -> Tensor:
@@ -206,7 +223,7 @@ def regions_of(batch: Batch, images: Tensor, classes: Tensor, regions: Regions =
     check_choice("regions", regions, ANNOTATIONS)
     if "instance_labels" not in batch:
         raise InputError("The batch has no 'instance_labels', the class of each box; several classes need them.")
-    image = batch["boxes"][:, 0].long()
+    image = _boxes(batch)[:, 0].long()
     filled = _filled_boxes(batch) if regions == "boxes" else _instance_pixels(batch)
     belongs = (image[:, None] == images) & (batch["instance_labels"][:, None] == classes)  # [n, M]
     instance, pair = belongs.nonzero(as_tuple=True)
@@ -243,9 +260,21 @@ def missing_annotation(who: str, kind: Regions, otherwise: str) -> InputError:
     )
 
 
+def _boxes(batch: Batch) -> Tensor:
+    """The boxes of a batch, unless a trainer has rounded them before anybody could see them."""
+    boxes = batch["boxes"]
+    if boxes.is_floating_point() and boxes.element_size() < torch.float32.itemsize:
+        raise InputError(
+            f"boxes are {boxes.dtype}, as Lightning's true half precisions make all floats of a batch, and that rounds "
+            "pixels and the numbers of images: let the loader give whole pixels as int64, take a data module of "
+            "litcam, or train with 32-true or bf16-mixed."
+        )
+    return boxes
+
+
 def _filled_boxes(batch: Batch) -> Tensor:
     """The pixels of each of the n boxes of a batch: bool [n, H, W]."""
-    boxes, (height, width) = batch["boxes"], batch["image"].shape[-2:]
+    boxes, (height, width) = _boxes(batch), batch["image"].shape[-2:]
     rows = torch.arange(height, device=boxes.device) + 0.5
     columns = torch.arange(width, device=boxes.device) + 0.5
     _, x0, y0, x1, y1 = boxes.unbind(-1)
@@ -256,7 +285,7 @@ def _filled_boxes(batch: Batch) -> Tensor:
 
 def _instance_pixels(batch: Batch) -> Tensor:
     """The pixels of each of the n instances of a batch: bool [n, H, W]."""
-    image = batch["boxes"][:, 0].contiguous()
+    image = _boxes(batch)[:, 0].contiguous()
     before = torch.searchsorted(image, image)  # instances of earlier images
     number = torch.arange(1, len(image) + 1, device=image.device) - before  # in its own image: 1 … n
     return batch["mask"][image.long()] == number[:, None, None]

@@ -5,6 +5,7 @@ Knows neither datasets nor models; the model's data config reaches it through th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +16,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from litcam.data.batch import Batch, collate, collate_none
+from litcam.data.batch import Batch, Collate, collate, collate_none, pack, unpack
 from litcam.data.classes import Classes, ClassMap, check_training, match_classes, take_by_place
 from litcam.data.relabelled import LeftOut, Relabelled
 from litcam.errors import InputError, check_at_least, check_choice
@@ -263,17 +264,25 @@ class ImageDataModule(L.LightningDataModule, ABC):
             dataset = Subset(dataset, indices)
         rank, world = rank_and_world()
         if 0 < len(dataset) <= rank:  # type: ignore[arg-type]  # Dataset does not promise __len__
-            return DataLoader(dataset, sampler=[0], collate_fn=collate_none)
+            return DataLoader(dataset, sampler=[0], collate_fn=self._collate(collate_none))
         # Lightning's own sampler would pad to equal shares, and count some images twice.
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
         return self._loader(dataset, sampler, drop_last=False, kind=DataLoader)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise the images on the device."""
-        return self.normalize(batch)
+        """Normalise the images on the device, and give them the dtype of the trainer's precision."""
+        batch = self.normalize(batch)
+        return Batch(**{**batch, "image": self._as_input(batch["image"])})
+
+    def _as_input(self, tensor: Tensor) -> Tensor:
+        """What the trainer makes of a batch's floats; it does so before there is a normalised image."""
+        plugin = getattr(self.trainer, "precision_plugin", None)
+        converted: Tensor = tensor if plugin is None else plugin.convert_input(tensor)
+        return converted
 
     def normalize(self, batch: Batch) -> Batch:
         """The batch with its uint8 images scaled to [0, 1] and normalised by the data config's mean and std."""
+        batch = unpack(batch)
         if batch["image"].dtype != torch.uint8:
             return batch
         mean, std = (self._per_channel(key, batch["image"]) for key in ("mean", "std"))
@@ -291,6 +300,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         done: int = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return done if done < trainer.num_training_batches else len(loader)
 
+    def _collate(self, collate: Collate) -> Collate:
+        """How samples become batches: packed where the trainer would round all floats of a batch."""
+        rounds = self._as_input(torch.zeros(1)).element_size() < torch.float32.itemsize
+        return partial(pack, collate) if rounds else collate
+
     def _loader(
         self, dataset: Dataset[Any], sampler: DistributedSampler[Any], drop_last: bool, kind: type[Loader]
     ) -> Loader:
@@ -299,7 +313,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=self._collate(collate),
             worker_init_fn=_prepare_worker,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
