@@ -91,8 +91,8 @@ def unpack(batch: Batch) -> Batch:
     if _PACKED not in batch:
         return batch
     found: dict[str, Any] = dict(batch)
-    boxes: Tensor = found.pop(_PACKED)
-    return Batch(**{**found, "boxes": boxes.view(torch.float32)})
+    found["boxes"] = found.pop(_PACKED).view(torch.float32)
+    return found  # type: ignore[return-value]  # as the batch was
 
 
 def read_batch(batch: Any, multi_label: bool = False) -> Batch:

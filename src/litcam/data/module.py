@@ -271,8 +271,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the images on the device, and give them the dtype of the trainer's precision."""
-        batch = self.normalize(batch)
-        return Batch(**{**batch, "image": self._as_input(batch["image"])})
+        normalized = self.normalize(batch)
+        return Batch(**{**normalized, "image": self._as_input(normalized["image"])})
 
     def _as_input(self, tensor: Tensor) -> Tensor:
         """What the trainer makes of a batch's floats; it does so before there is a normalised image."""
