@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from litcam.errors import InputError
 from litcam.vit.context import autograd_anywhere
+from litcam.vit.threads import in_this_thread
 
 _DECLARED = "litcam_regression"  # the attribute that says so; it survives copies and pickles
 
@@ -165,7 +166,7 @@ def finite_logits(net: nn.Module) -> Iterator[None]:
         if isinstance(logits, Tensor):
             finite.append(logits.detach().isfinite().all())
 
-    handle = net.register_forward_hook(look)
+    handle = net.register_forward_hook(in_this_thread(look))
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from litcam.vit.inputs import check_images, check_targets, fitting
 from litcam.vit.model import find_vit
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionCall
+from litcam.vit.threads import one_at_a_time
 from litcam.vit.trace import AttentionTrace, Autograd
 
 
@@ -73,9 +74,10 @@ class Explainer(ABC):
         """
         images = check_images(self.vit, images)
         some = images if len(images) else images.new_zeros(1, *images.shape[1:])  # shows an empty batch's grid, classes
-        with fitting(self.vit, some):
-            trace = self.trace(some)
-        return self.explain(trace.select(torch.arange(len(images))), targets)
+        with one_at_a_time(self.vit.net):
+            with fitting(self.vit, some):
+                trace = self.trace(some)
+            return self.explain(trace.select(torch.arange(len(images))), targets)
 
     def trace(self, images: Tensor) -> AttentionTrace:
         """The one forward that a call explains."""
@@ -88,7 +90,7 @@ class Explainer(ABC):
         if not len(per_image):
             size = tuple(trace.images.shape[-2:]) if self.on_pixels else trace.grid
             return Explanation(per_image.new_zeros(*targets.shape, *size, dtype=torch.float32), trace.logits, targets)
-        with evaluating(self.vit.root), torch.no_grad():
+        with one_at_a_time(self.vit.net), evaluating(self.vit.root), torch.no_grad():
             heatmaps = self.heatmaps(trace, per_image).float()  # [B, K or 1, gh, gw]
         # Copied where images or classes share one map: torch refuses to write into memory that several elements share.
         heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1).contiguous()

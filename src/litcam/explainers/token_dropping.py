@@ -13,6 +13,7 @@ from litcam.explainers.base import Explainer, register
 from litcam.vit.context import eager
 from litcam.vit.model import ViT
 from litcam.vit.sdpa import AttentionArguments, AttentionMode
+from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace
 
 
@@ -84,7 +85,7 @@ def _without(vit: ViT, kept: Tensor) -> Iterator[None]:
         return replace(arguments, attn_mask=keys).attend()
 
     hook = vit.blocks[-1].register_forward_hook(
-        lambda block, arguments, output: output[kept].reshape(len(kept), -1, output.shape[-1])
+        in_this_thread(lambda block, arguments, output: output[kept].reshape(len(kept), -1, output.shape[-1]))
     )
     try:
         with AttentionMode(attend):

@@ -15,6 +15,7 @@ from litcam.vit.gradients import AttentionGradient, class_gradients
 from litcam.vit.model import ViT
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import full
+from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace, Graph
 
 _EPSILON = 1e-8  # of the port
@@ -100,7 +101,7 @@ class TokenTM(Explainer):
                     hooks.callback(part.register_forward_pre_hook(_keeper(between), with_kwargs=True).remove)
                     hooks.callback(
                         block.register_forward_hook(
-                            lambda block, arguments, output: after.append(output.detach())
+                            in_this_thread(lambda block, arguments, output: after.append(output.detach()))
                         ).remove
                     )
                 logits: Tensor = vit.root(images)
@@ -117,7 +118,7 @@ def _keeper(tokens: list[Tensor]) -> Any:
     def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         tokens.append(next(iter((*arguments, *keywords.values()))).detach())
 
-    return keep
+    return in_this_thread(keep)
 
 
 def _weights(x: Tensor, y: Tensor) -> Tensor:

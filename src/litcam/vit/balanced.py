@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from litcam.errors import UnsupportedModelError
 from litcam.vit.model import ViT
 from litcam.vit.sdpa import AttentionArguments
+from litcam.vit.threads import in_this_thread
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def balancing(vit: ViT) -> Iterator[BalancedForward]:
 
     with ExitStack() as context:
         for block in vit.blocks:
-            context.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            context.callback(block.register_forward_pre_hook(in_this_thread(enter), with_kwargs=True).remove)
         context.enter_context(mode)
         yield found
 

@@ -7,34 +7,24 @@ import torch
 from torch import nn
 
 from litcam.vit.checkpointing import without_checkpointing
-from litcam.vit.threads import SharedChange
+from litcam.vit.threads import SharedChange, SharedFlag
+
+_training = SharedFlag("training")
+_requires_grad = SharedFlag("requires_grad")
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode and without activation checkpointing; every flag is restored on every path."""
-    training = [child for child in module.modules() if child.training]
-    with without_checkpointing():
-        try:
-            for child in training:
-                child.training = False
-            yield
-        finally:
-            for child in training:
-                child.training = True
+    with without_checkpointing(), _training.off(module.modules()):
+        yield
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """No parameter of the module requires a gradient, which spares the memory for theirs; restored on every path."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
+    with _requires_grad.off(module.parameters()):
         yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 _force_eager = SharedChange(lambda: torch.compiler.set_stance("force_eager"))  # a stance is the whole process's

@@ -1,9 +1,12 @@
 """Several threads at once, as in a web demo: what they share, and what acts in one of them alone."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 
 class SharedChange:
@@ -44,6 +47,54 @@ class SharedChange:
                 self._users -= 1
                 if self._users == 0:
                     self._undo.close()
+
+
+class SharedFlag:
+    """A flag of modules or parameters that several threads may need off at once: the last one puts it back.
+
+    Args:
+        name: of the attribute.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._users: dict[int, int] = {}  # of objects whose flag was on, by their id
+
+    @contextmanager
+    def off(self, objects: Iterable[object]) -> Iterator[None]:
+        """Have the flag of these objects off; of those where it was on, it is on again on every path."""
+        with self._lock:
+            held = [one for one in objects if getattr(one, self._name) or id(one) in self._users]
+            for one in held:
+                self._users[id(one)] = self._users.get(id(one), 0) + 1
+                setattr(one, self._name, False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for one in held:
+                    self._users[id(one)] -= 1
+                    if self._users[id(one)] == 0:
+                        del self._users[id(one)]
+                        setattr(one, self._name, True)
+
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_finding = threading.Lock()
+
+
+@contextmanager
+def one_at_a_time(net: nn.Module) -> Iterator[None]:
+    """Wait until no other thread is in this context with the same net; the thread that is may enter again.
+
+    Args:
+        net: the Vision Transformer itself, which several modules may hold. A copy of it is another net.
+    """
+    with _finding:
+        lock = _locks.setdefault(net, threading.RLock())
+    with lock:
+        yield
 
 
 class OwnHook:
