@@ -156,6 +156,13 @@ def test_two_nets_are_explained_while_each_is_held_up_by_the_other() -> None:
         torch.testing.assert_close(actual, wanted)
 
 
+def test_methods_that_draw_at_random_do_so_as_alone_on_two_nets_at_once() -> None:
+    """captum draws from the generators of the whole process."""
+    nets = [make_net("class_token", seed) for seed in range(2)]
+    explainers = [create_explainer("captum:GradientShap", net, n_samples=3) for net in nets]
+    run_at_once([heatmaps(explainer) for explainer in explainers], make_batches(nets[0]))
+
+
 @pytest.mark.parametrize("context", [evaluating, frozen])
 def test_threads_that_overlap_leave_flags_as_they_were(context: Callable[[nn.Module], Any]) -> None:
     """The one that came first leaves first: the other must not lose what it needs, nor the module its flags."""

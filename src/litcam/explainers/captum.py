@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
@@ -195,15 +196,19 @@ def _reduce(attributions: Tensor, reduce: str) -> Tensor:
     return attributions.abs().sum(0) if reduce == "abs_sum" else attributions.abs().amax(0)
 
 
+_drawing = threading.RLock()  # the generators are the whole process's: two nets in two threads would share a sequence
+
+
 @contextmanager
 def _random_state(device: torch.device) -> Iterator[None]:
     """Restore the random generators that captum draws from, torch's and numpy's, on every path."""
-    state = np.random.get_state()  # noqa: NPY002  # captum draws from the global one
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
+    with _drawing:
+        state = np.random.get_state()  # noqa: NPY002  # captum draws from the global one
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
 
 
 def _seed(seed: int, device: torch.device) -> None:
