@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostB
 from torch import Tensor, nn
 
 import relevance_oracle as oracle
-from conftest import SMALL, make_images, make_net
+from conftest import SMALL, make_images, make_net, relative_error
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.explainers.relevance import Relevance, _Forward
 from litcam.vit import lrp
@@ -122,6 +122,24 @@ def test_the_sum_rule_equals_the_oracle_for_each_image_and_conserves_relevance()
             torch.testing.assert_close(of_b[k, image], expected[1], rtol=1e-6, atol=1e-9)
     total = (of_a + of_b).sum((-2, -1))
     torch.testing.assert_close(total, relevance.sum((-2, -1)), rtol=1e-6, atol=1e-6)
+
+
+def test_the_sum_rule_loses_no_digits_where_summands_cancel_but_enlarges_the_errors_they_bring() -> None:
+    a, b = (double(1, 200, 64, seed=seed).float() for seed in (0, 1))
+    relevance = double(1, 1, 200, 64, seed=2).float()
+    a[0, 3, 5] = -b[0, 3, 5] + 1e-6  # a + b is small and, of these two numbers, exact
+    others = torch.ones(200, 64, dtype=torch.bool)
+    others[3, 5] = False  # those that its share scales
+
+    exact = lrp.share_sum(a.double(), b.double(), relevance.double())
+    for part, expected in zip(lrp.share_sum(a, b, relevance), exact, strict=True):
+        assert relative_error(part[..., others], expected[..., others]) < 1e-5
+        assert relative_error(part, expected) < 1e-5
+
+    moved = a.double()
+    moved[0, 3, 5] += 1e-7  # about what a forward in single precision is off by
+    for part, expected in zip(lrp.share_sum(moved, b.double(), relevance.double()), exact, strict=True):
+        assert relative_error(part[..., others], expected[..., others]) > 0.05
 
 
 def test_the_sum_rule_by_hand() -> None:

@@ -46,9 +46,13 @@ class Relevance(Explainer):
         net: the model: plain pre-norm blocks, as in timm's vit, deit, deit3, dinov2, clip and beit.
         start_layer: the first layer of the product; the authors take 1 in their experiments, AGCAM's comparison 0.
 
-    The rules divide by sums that may cancel, and so enlarge rounding errors: in single precision a map is good to about
-    three digits, with half precision weights it is rough. It is zero everywhere if no attention has positive relevance
-    times gradient.
+    The map hangs on the few values of tokens that lie nearest to 0, for a skip connection shares R·a/(a + b). Those are
+    what the rounding of a forward changes most: of a real DINOv2 ViT-S/14 with 16 photographs, maps in single precision
+    were off by .3 to .5 % of their maximum in the median and by up to 25 % (correlation .973). Double precision in the
+    walk alone does not mend it; ``net.double()`` with double images does, at 2.2 times the time on a CPU. The exact map
+    is as sensitive: of the four images with the largest errors, noise of 1e-5 standard deviations on the pixels moved
+    it by 3 to 33 %. With half precision weights a map is rough. It is zero everywhere if no attention has positive
+    relevance times gradient.
 
     Raises:
         InputError: if the net has no such layer.
