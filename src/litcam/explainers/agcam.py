@@ -11,7 +11,7 @@ from litcam.explainers.base import Explainer, register
 from litcam.vit.balanced import BalancedMode
 from litcam.vit.context import autograd_anywhere
 from litcam.vit.gradients import attention_gradients, class_gradients
-from litcam.vit.sdpa import AttentionCall
+from litcam.vit.sdpa import AttentionCall, full
 from litcam.vit.trace import AttentionTrace, Autograd
 
 Fusion = Literal["sum", "mean", "max"]
@@ -108,7 +108,7 @@ class AGCAM(Explainer):
                 return None
         gradients = class_gradients(logits, targets, outputs)
         return [
-            self._layer_map(layer.scores, gradient.float() @ layer.value.float().transpose(-2, -1))
+            self._layer_map(layer.scores, full(gradient) @ full(layer.value).transpose(-2, -1))
             for layer, gradient in zip(layers, gradients, strict=True)
         ]
 

@@ -12,10 +12,11 @@ import yaml
 from torch import Tensor, nn
 
 from litcam import heatmaps as maps
-from litcam.errors import InputError
+from litcam.errors import InputError, UnsupportedModelError
 from litcam.vit.context import evaluating
 from litcam.vit.inputs import check_images, check_targets, fitting
 from litcam.vit.model import find_vit
+from litcam.vit.precision import coarsest
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionCall
 from litcam.vit.threads import one_at_a_time
@@ -55,6 +56,7 @@ class Explainer(ABC):
     name: ClassVar[str]
     class_specific: ClassVar[bool] = True  # whether the map depends on the target
     is_control: ClassVar[bool] = False  # whether the map knows nothing of the model
+    small_differences: ClassVar[bool] = False  # whether the map is made of such, which half precision rounds away
     on_pixels: ClassVar[bool] = False  # whether the map has the size of the image, not that of the grid
 
     def __init__(self, net: nn.Module) -> None:
@@ -85,6 +87,7 @@ class Explainer(ABC):
 
     def explain(self, trace: AttentionTrace, targets: Tensor | None = None) -> Explanation:
         """Explain a forward that has been recorded with this explainer's :meth:`read` among its readers."""
+        self._check_precision(trace.module)
         targets = check_targets(targets, trace.logits)
         per_image = targets if targets.ndim == 2 else targets[:, None]  # [B, K]
         if not len(per_image):
@@ -95,6 +98,15 @@ class Explainer(ABC):
         # Copied where images or classes share one map: torch refuses to write into memory that several elements share.
         heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1).contiguous()
         return Explanation(heatmaps if targets.ndim == 2 else heatmaps[:, 0], trace.logits, targets)
+
+    def _check_precision(self, module: nn.Module) -> None:
+        """Raise UnsupportedModelError if weights are too coarse for the method."""
+        precision = coarsest(module)
+        if self.small_differences and precision in (torch.float16, torch.bfloat16):
+            raise UnsupportedModelError(
+                f"{self.name} is made of differences that {precision} is too coarse for: explain the net with weights "
+                "in single precision (net.float())."
+            )
 
     @property
     def autograd(self) -> Autograd | None:

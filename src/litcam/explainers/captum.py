@@ -5,6 +5,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partialmethod
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from litcam.errors import InputError, check_at_least, check_choice
 from litcam.explainers.base import Explainer
 from litcam.vit.context import autograd_anywhere, eager
+from litcam.vit.precision import in_precision_of
+from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace
 
 SUPPORTED = (
@@ -45,6 +48,7 @@ _OWN_ARGUMENTS = {
     *("self", "inputs", "target", "additional_forward_args"),
     *("return_convergence_delta", "return_input_shape", "show_progress", "kwargs"),
 }
+_ONE_PATCH_AT_A_TIME = ("FeatureAblation", "Occlusion", "ShapleyValueSampling")
 _REDUCTIONS = ("sum", "abs_sum", "abs_max")
 
 
@@ -73,6 +77,7 @@ class Captum(Explainer):
     Raises:
         InputError: if captum is not installed, for a method or option that it does not have or that litcam cannot use,
             and for an option's value that captum refuses.
+        UnsupportedModelError: when called, for weights in half precision and a method that hides one patch at a time.
     """
 
     on_pixels = True
@@ -102,7 +107,8 @@ class Captum(Explainer):
         self.options = options
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        images = trace.images.to(self.vit.dtype)
+        trace = replace(trace, images=in_precision_of(trace.module, trace.images))
+        images = full(trace.images)  # captum sums in the precision of what it attributes to
         with _random_state(images.device), eager(), autograd_anywhere(images.device.type):
             maps = [
                 self._attribute(trace, image, target)
@@ -116,7 +122,7 @@ class Captum(Explainer):
         inputs = image[None].clone().requires_grad_()  # a clone, for inference tensors bar autograd
         _seed(self.seed, image.device)
         # captum asks models for attributes of their own; a function has none.
-        method = self.method(lambda images: trace.module(images))
+        method = self.method(lambda images: trace.module(images.to(trace.images.dtype)))
         try:
             attributions: Tensor = method.attribute(inputs, target=target, **self._arguments(image, trace.grid))
         except AssertionError as error:  # how captum refuses arguments
@@ -155,6 +161,7 @@ def captum_explainer(attribution: str) -> type[Explainer]:
         "__init__": partialmethod(Captum.__init__, attribution=attribution),
         "__signature__": signature,
         "name": f"captum:{attribution}",
+        "small_differences": attribution in _ONE_PATCH_AT_A_TIME,
     }
     return type(attribution, (Captum,), members)
 

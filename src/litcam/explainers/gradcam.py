@@ -17,6 +17,7 @@ from litcam.errors import InputError, UnsupportedModelError, check_at_least
 from litcam.explainers.base import Explainer, register
 from litcam.vit.gradients import class_gradients, last_block
 from litcam.vit.model import TimmViT
+from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace, agree
 
 
@@ -209,10 +210,10 @@ class ScoreCAM(Explainer):
         channels = features.transpose(1, 2).unflatten(-1, trace.grid)  # [B, D, gh, gw]
         scores = torch.stack([self._scores(trace.module, *pair) for pair in zip(trace.images, channels, strict=True)])
         weights = scores.gather(2, targets[:, None].expand(-1, scores.shape[1], -1)).softmax(1)  # [B, D, K]
-        return torch.einsum("bdk,bdhw->bkhw", weights, channels.float()).relu()
+        return torch.einsum("bdk,bdhw->bkhw", weights, full(channels).to(weights)).relu()
 
     def _scores(self, module: nn.Module, image: Tensor, channels: Tensor) -> Tensor:
         """Logits [D, C] of an image [3, H, W] seen through each of its channels [D, gh, gw]."""
-        size = (image.shape[-2], image.shape[-1])
-        logits = [module(image * maps.upsample(some, size)[:, None]) for some in channels.split(self.batch_size)]
-        return torch.cat(logits).float()
+        size, few = (image.shape[-2], image.shape[-1]), channels.split(self.batch_size)
+        logits = [module(image * maps.upsample(some, size)[:, None].to(image.dtype)) for some in few]
+        return full(torch.cat(logits))

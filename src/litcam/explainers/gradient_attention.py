@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from litcam.explainers.base import Explainer, register
 from litcam.vit.gradients import AttentionGradient, attention_gradients, class_gradients, last_block
+from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace, Autograd
 
 
@@ -61,7 +62,7 @@ class GenericAttention(_WeightedAttention):
     """
 
     def tokens(self, layers: list[AttentionGradient]) -> Tensor:
-        row = self.vit.readout_row(layers[0].call.query[:, 0, :, 0].float())  # [B, N]
+        row = self.vit.readout_row(full(layers[0].call.query[:, 0, :, 0]))  # [B, N]
         for layer in reversed(layers):
             row = row + (row[:, None] @ _positive_part(layer))[:, 0]
         return row

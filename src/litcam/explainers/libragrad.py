@@ -11,6 +11,7 @@ from litcam.explainers.base import Explainer, register
 from litcam.vit.balanced import Contributions
 from litcam.vit.context import autograd_anywhere
 from litcam.vit.gradients import class_gradients, graph_of
+from litcam.vit.precision import coarsest
 from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace
 
@@ -86,7 +87,8 @@ class LibraGrad(Explainer):
         pairs = zip(gradients, inputs, strict=True)
         products = torch.stack([(full(gradient) * full(tokens.detach())).sum(-1) for gradient, tokens in pairs])
         total = (full(at_logits) * full(graph.logits.detach())).sum(-1)
-        return _Terms(products.transpose(1, 2), of_tokens.transpose(0, 1), of_features.T, total.T)
+        precision = coarsest(trace.module, graph.logits)
+        return _Terms(products.transpose(1, 2), of_tokens.transpose(0, 1), of_features.T, total.T, precision)
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,15 @@ class _Terms:
         of_tokens: [B, K, N], terms of the biases that are added to tokens.
         of_features: [B, K], of those behind the tokens.
         total: [B, K], Σ over all logits of y·∂score/∂y; of a logit, itself.
+        precision: the coarsest that any of it was computed in.
     """
 
     products: Tensor
     of_tokens: Tensor
     of_features: Tensor
     total: Tensor
+    precision: torch.dtype
 
     def sum_of_first(self) -> Contributions:
         """The first block's tokens and all biases, which add up to the total."""
-        return Contributions(self.products[0], self.of_tokens.sum(-1) + self.of_features, self.total)
+        return Contributions(self.products[0], self.of_tokens.sum(-1) + self.of_features, self.total, self.precision)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from litcam.errors import check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
-from litcam.vit.sdpa import AttentionArguments, AttentionCall
+from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
 from litcam.vit.trace import AttentionTrace, agree
 
 _GAUSSIAN = {(dy, dx): (2 - abs(dy)) * (2 - abs(dx)) / 16 for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
@@ -40,8 +40,11 @@ class ReciproCAM(Explainer):
 
     Raises:
         InputError: for an option out of its range.
-        UnsupportedModelError: if the last block cannot be run again by itself.
+        UnsupportedModelError: when called, if the last block cannot be run again by itself, or for weights in half
+            precision.
     """
+
+    small_differences = True
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class ReciproCAM(Explainer):
         if bias is not None and len(bias) != 1:  # one for each image, not one for all
             return []
         sizes = [len(tokens) for tokens, _, _ in masked]
-        queries, keys, values = (x.float().split(sizes) for x in (call.query[:, :, rows], call.key, call.value))
+        queries, keys, values = (full(x).split(sizes) for x in (call.query[:, :, rows], call.key, call.value))
         each = zip(queries, keys, values, strict=True)
         return [_Capture.of(query * call.scale, key, value, bias) for query, key, value in each]
 
@@ -205,7 +208,7 @@ class _Capture:
     @classmethod
     def of(cls, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> "_Capture":
         scores = query @ key.transpose(-2, -1)
-        return cls(query, key, value, bias, scores if bias is None else scores + bias.float())
+        return cls(query, key, value, bias, scores if bias is None else scores + full(bias))
 
     def with_patches_of(self, other: "_Capture", prefix: int) -> "_Capture":
         """The same with the keys and values that another capture, of one image, has at the patches."""

@@ -51,13 +51,16 @@ class Relevance(Explainer):
     were off by .3 to .5 % of their maximum in the median and by up to 25 % (correlation .973). Double precision in the
     walk alone does not mend it; ``net.double()`` with double images does, at 2.2 times the time on a CPU. The exact map
     is as sensitive: of the four images with the largest errors, noise of 1e-5 standard deviations on the pixels moved
-    it by 3 to 33 %. With half precision weights a map is rough. It is zero everywhere if no attention has positive
+    it by 3 to 33 %. Of weights in half precision there is no map. It is zero everywhere if no attention has positive
     relevance times gradient.
 
     Raises:
         InputError: if the net has no such layer.
-        UnsupportedModelError: when called, for a model with a part that the rules do not cover.
+        UnsupportedModelError: when called, for a model with a part that the rules do not cover, or weights in half
+            precision.
     """
+
+    small_differences = True
 
     def __init__(self, net: nn.Module, start_layer: int = 0) -> None:
         super().__init__(net)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from litcam.errors import InputError, check_at_least
 from litcam.explainers.base import Explainer, register
 from litcam.vit.context import eager
+from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace
 
 
@@ -73,8 +74,8 @@ class RISE(Explainer):
             for image, classes, heatmap in zip(images, targets, heatmaps, strict=True):
                 with eager():
                     logits = trace.module(image * masks[:, None].to(image.dtype))  # [n, C]
-                scores = logits.float().softmax(1)[:, classes]  # [n, K]
-                heatmap += torch.einsum("nk,nhw->khw", scores, masks)
+                scores = full(logits).softmax(1)[:, classes]  # [n, K]
+                heatmap += torch.einsum("nk,nhw->khw", scores, masks.to(scores))
         return heatmaps / (self.probability * self.num_masks)
 
     def _masks(self, height: int, width: int) -> Iterator[Tensor]:

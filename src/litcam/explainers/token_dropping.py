@@ -12,6 +12,7 @@ from litcam.errors import check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
 from litcam.vit.context import eager
 from litcam.vit.model import ViT
+from litcam.vit.precision import in_precision_of
 from litcam.vit.sdpa import AttentionArguments, AttentionMode
 from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace
@@ -33,7 +34,10 @@ class TokenDropping(Explainer):
 
     Raises:
         InputError: for another score, or a batch size below 1.
+        UnsupportedModelError: when called, for weights in half precision.
     """
+
+    small_differences = True
 
     def __init__(
         self, net: nn.Module, score: Literal["probability", "logit"] = "probability", batch_size: int = 32
@@ -62,7 +66,7 @@ class TokenDropping(Explainer):
         with ExitStack() as context:
             context.enter_context(torch.autocast(image.device.type, enabled=False))
             context.enter_context(eager())
-            images = image[None].to(self.vit.dtype)
+            images = in_precision_of(trace.module, image[None])
             if left_out is not None:
                 images = images.expand(len(left_out), -1, -1, -1)
                 tokens = torch.arange(trace.last_input.tokens.shape[1], device=image.device)

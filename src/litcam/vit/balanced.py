@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from litcam.errors import UnsupportedModelError
 from litcam.vit.model import ViT
+from litcam.vit.precision import tolerance
 from litcam.vit.sdpa import AttentionArguments
 from litcam.vit.threads import in_this_thread
 
@@ -264,11 +265,13 @@ class Contributions:
         tokens: [B, K, N], what each token gives to the score of each class, prefix tokens first.
         rest: [B, K], what no token can be given: biases.
         total: [B, K], the score, such as the class's logit.
+        precision: the coarsest that anything of it was computed in.
     """
 
     tokens: Tensor
     rest: Tensor
     total: Tensor
+    precision: torch.dtype
 
     def error(self) -> Tensor:
         """|Σ tokens + rest − total|, as a share of the larger of |total| and Σ|tokens|: [B, K]; 0 where all is 0."""
@@ -277,13 +280,12 @@ class Contributions:
         return torch.where(difference == 0, difference, difference / scale)
 
     def check(self, method: str, module: nn.Module) -> None:
-        """Raise UnsupportedModelError unless the sum is the total, within the rounding of its dtype.
+        """Raise UnsupportedModelError unless the sum is the total, within the rounding of its precision.
 
         Rounding leaves 1e-6 in single precision; a net with an activation that has no surrogate misses by 0.2 and more.
         """
         error = self.error()
-        tolerance = 1e-3 if self.total.dtype in (torch.float32, torch.float64) else 0.1
-        if bool((error > tolerance).any()):
+        if bool((error > tolerance(self.precision)).any()):
             raise UnsupportedModelError(
                 f"{method}: the contributions in {type(module).__name__} miss its logits by {float(error.max()):.1%}: "
                 "it has a part that is not linear once norms, gates and attention weights are held constant. Supported "

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from litcam.errors import InputError, LitcamError
 from litcam.logits import check_logits
-from litcam.vit.context import eager, evaluating
 from litcam.vit.model import ViT
+from litcam.vit.precision import FLOATS, in_precision_of, takes
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (
     *(torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -25,12 +24,12 @@ _INTEGERS = (
 
 
 def check_images(vit: ViT, images: object) -> Tensor:
-    """Images as a plain tensor [B, C, H, W] without a graph; B may be 0.
+    """Images as a plain tensor [B, C, H, W] without a graph, in the precision of the net; B may be 0.
 
     Whether the model takes their channels is seen when it runs, see :func:`fitting`.
 
     Raises:
-        InputError: unless they are finite floats [B, C, H, W] of a size that the net takes.
+        InputError: unless they are floats [B, C, H, W] of a size that the net takes, finite in the net's precision.
     """
     if not isinstance(images, Tensor) or not _is_batch(images):
         raise InputError(f"images have to be a normalised float tensor [B, 3, H, W], not {_described(images)}.")
@@ -38,17 +37,19 @@ def check_images(vit: ViT, images: object) -> Tensor:
     if 0 in images.shape[1:]:
         raise InputError(f"images {list(images.shape)} have no pixels; [B, 3, H, W] is needed.")
     vit.check_size(images)
+    images = in_precision_of(vit.root, images)
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
-        raise InputError(f"images hold NaN or infinite pixels at batch index {', '.join(map(str, bad[:8]))}.")
+        where = f"at batch index {', '.join(map(str, bad[:8]))}"
+        raise InputError(f"images hold NaN or infinite pixels {where}, in the net's precision of {images.dtype}.")
     return images
 
 
 def _is_batch(images: Tensor) -> bool:
     """Whether a tensor is a float [B, C, H, W] whose numbers are there to be read."""
     readable = not images.is_nested and images.layout is torch.strided and not images.is_meta
-    return readable and images.dtype in _FLOATS and images.ndim == 4
+    return readable and images.dtype in FLOATS and images.ndim == 4
 
 
 def _described(images: object) -> str:
@@ -64,7 +65,7 @@ def _described(images: object) -> str:
     described = f"{images.dtype} {list(images.shape)}"
     if images.is_meta:
         return f"{described} on the meta device, where no pixels are"
-    if images.dtype not in _FLOATS:
+    if images.dtype not in FLOATS:
         return f"{described}: scale and normalise them as for the net's training"
     return f"{described}: images[None] makes a batch of one image" if images.ndim == 3 else described
 
@@ -77,7 +78,7 @@ def fitting(vit: ViT, images: Tensor) -> Iterator[None]:
     the error is the model's own, and stays.
 
     Raises:
-        InputError: in place of an error that the images' device or number of channels is the reason of.
+        InputError: in place of an error that autocast, or the images' device or number of channels, is the reason of.
     """
     try:
         yield
@@ -96,12 +97,15 @@ def _misfit(module: nn.Module, images: Tensor) -> str | None:
     device = next((parameter.device for parameter in module.parameters()), image.device)
     if device.type == "meta":
         return f"{name} has no weights: its parameters are on the meta device."
-    if _takes(module, image):
+    if takes(module, image):
         return None
-    if device != image.device and _takes(module, image.to(device)):
+    with torch.autocast(device.type, enabled=False):
+        if takes(module, image):
+            return f"{name} in {image.dtype} does not run under autocast, but without: explain it outside of autocast."
+    if device != image.device and takes(module, image.to(device)):
         return f"images are on {image.device}, but {name} takes them on {device}: images.to({str(device)!r})."
     blank = image.new_zeros(1, 1, *image.shape[2:], device=device)
-    taken = [count for count in _possible_channels(module) if _takes(module, blank.expand(-1, count, -1, -1))]
+    taken = [count for count in _possible_channels(module) if takes(module, blank.expand(-1, count, -1, -1))]
     if not taken or image.shape[1] in taken:
         return None
     return f"images have {image.shape[1]} channels, but {name} takes {' or '.join(map(str, taken))}."
@@ -110,16 +114,6 @@ def _misfit(module: nn.Module, images: Tensor) -> str | None:
 def _possible_channels(module: nn.Module) -> list[int]:
     """How many channels images may have: as many as a convolution takes, or few."""
     return sorted({*range(1, 17), *(parameter.shape[1] for parameter in module.parameters() if parameter.ndim == 4)})
-
-
-def _takes(module: nn.Module, images: Tensor) -> bool:
-    """Whether the module has an answer to images."""
-    try:
-        with evaluating(module), eager(), torch.no_grad():
-            module(images)
-    except Exception:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from litcam.vit.balanced import balancing
 from litcam.vit.context import autograd_anywhere, eager, evaluating, frozen
 from litcam.vit.model import ViT
 from litcam.vit.patches import PatchEmbeddingMode
+from litcam.vit.precision import in_precision_of
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode
 from litcam.vit.trace import AttentionTrace, Autograd, BlockInput, Graph, Reader
 
@@ -158,6 +159,7 @@ def record(
     Raises:
         UnsupportedModelError: if the forward makes no self-attention call per block, or returns no logits [B, C].
     """
+    images = images if autograd is None else in_precision_of(vit.root, images)
     with ExitStack() as context:
         recorder = context.enter_context(AttentionRecorder(vit, readers, autograd))
         context.enter_context(evaluating(vit.root))
@@ -168,7 +170,7 @@ def record(
             context.enter_context(autograd_anywhere(images.device.type))
             context.enter_context(frozen(vit.root))
             context.enter_context(PatchEmbeddingMode())
-            images = images.detach().clone().to(vit.dtype).requires_grad_(autograd != "cut")
+            images = images.detach().clone().requires_grad_(autograd != "cut")
         balance = context.enter_context(balancing(vit)) if autograd in ("balanced", "balanced cut") else None
         logits = (forward or vit.root)(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
