@@ -254,7 +254,7 @@ class _Run:
         self.multi_label = bool(getattr(module, "hparams", {}).get("multi_label", False))
         self.pipeline = _eval_pipeline(datamodule)
         blank = torch.zeros(1, 3, *datamodule.image_size, device=self.device)
-        with fitting(self.vit, check_images(self.vit, blank)):
+        with fitting(module, check_images(self.vit, blank)):
             num_classes = class_scores(record(self.vit, blank, {}).logits, False, self.multi_label).shape[1]
         self.at_once = images_at_once(self.vit, blank)
         classes, trouble = _find_classes(module, datamodule, num_classes)

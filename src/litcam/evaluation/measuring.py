@@ -126,7 +126,7 @@ def measure(
             _tell_refused(parts)
         if parts.missing:
             blank = torch.zeros(1, 3, *datamodule.image_size, device=device)
-            with fitting(vit, check_images(vit, blank)):
+            with fitting(vit.root, check_images(vit, blank)):
                 at_once = images_at_once(vit, blank)
             required = metrics is not None
             state = _Pass(vit, device, datamodule, by_name, scorers, target, multi_label, required, at_once)

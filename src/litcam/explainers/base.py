@@ -77,7 +77,7 @@ class Explainer(ABC):
         images = check_images(self.vit, images)
         some = images if len(images) else images.new_zeros(1, *images.shape[1:])  # shows an empty batch's grid, classes
         with one_at_a_time(self.vit.net):
-            with fitting(self.vit, some):
+            with fitting(self.vit.root, some):
                 trace = self.trace(some)
             return self.explain(trace.select(torch.arange(len(images))), targets)
 

@@ -71,11 +71,11 @@ def _described(images: object) -> str:
 
 
 @contextmanager
-def fitting(vit: ViT, images: Tensor) -> Iterator[None]:
-    """Name what the model cannot take about images, where its forward fails on them.
+def fitting(module: nn.Module, images: Tensor) -> Iterator[None]:
+    """Name what a module cannot take about images, where its forward inside fails on them.
 
     That is seen by other images, like these but for one property, with which the forward succeeds; where there are none
-    the error is the model's own, and stays.
+    the error is the module's own, and stays.
 
     Raises:
         InputError: in place of an error that autocast, or the images' device or number of channels, is the reason of.
@@ -85,7 +85,7 @@ def fitting(vit: ViT, images: Tensor) -> Iterator[None]:
     except (LitcamError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = _misfit(vit.root, images)
+        reason = _misfit(module, images)
         if reason is None:
             raise
         raise InputError(reason) from error

@@ -11,6 +11,8 @@ from litcam.errors import InputError
 from litcam.logits import is_regression, num_targets, probabilities
 from litcam.metrics.functional.checks import check_maps
 from litcam.vit.context import evaluating
+from litcam.vit.inputs import fitting
+from litcam.vit.precision import in_precision_of
 
 Net = nn.Module | Callable[[Tensor], Tensor]  # gives logits [b, C] of normalised images [b, 3, H, W]
 Precision = Literal["fp32", "bf16"]
@@ -22,19 +24,30 @@ def inference(net: Net, targets: Tensor, precision: Precision = "fp32") -> Itera
     """The net to be called: a module in evaluation mode, without a graph, ``"bf16"`` under autocast, ``"fp32"`` not.
 
     Raises:
-        InputError: at a call, if the net gives no logits [b, C] with the classes of ``targets`` among them.
+        InputError: at a call, if the net gives no logits [b, C] with the classes of ``targets`` among them, or cannot
+            take the images.
     """
     device, reach, regression = targets.device.type, _reach(targets), is_regression(net)
 
     def call(images: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            logits = net(images)
+            logits = _answer(net, images)
         _check_logits(logits, len(images), reach, regression)
         return logits
 
     outside = torch.autocast(device, enabled=False)  # ends one around us; inside it the calls' own share cast weights
     with evaluating(net) if isinstance(net, nn.Module) else nullcontext(), torch.no_grad(), outside:
         yield call
+
+
+def _answer(net: Net, images: Tensor) -> Tensor:
+    """What a net says of images; a module gets them in the precision of its weights."""
+    if not isinstance(net, nn.Module):
+        return net(images)
+    images = in_precision_of(net, images)
+    with fitting(net, images):
+        logits: Tensor = net(images)
+    return logits
 
 
 def forward(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
