@@ -1,6 +1,7 @@
 """ViTClassifier: what its options promise reaches the optimizer, the net and the numbers."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ import torch
 import yaml
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
 import litcam
+from cli_cases import ROOT, SMALL_RUN
 from conftest import SMALL
-from litcam.classifier import ViTClassifier, _WarmupCosine
+from litcam import cli
+from litcam.classifier import ViTClassifier
 from litcam.data import DigitScenesDataModule, box_regions
 from litcam.errors import InputError, UnsupportedModelError
+from litcam.evaluation.runs import load_run
+from litcam.learning_rate import WarmupCosine
 from litcam.metrics import Localization
 
 NAME = "vit_tiny_patch16_224"
+SAVE_DIR = "--trainer.logger.init_args.save_dir"
 SIZE = {key: value for key, value in SMALL.items() if key != "num_classes"}
 
 
@@ -29,16 +36,20 @@ def make_classifier(**arguments: Any) -> ViTClassifier:
 
 def fit(classifier: ViTClassifier, **trainer_arguments: Any) -> L.Trainer:
     data = DigitScenesDataModule(num_train=16, num_val=8, num_test=8, batch_size=4, num_workers=0)
-    trainer = L.Trainer(
+    trainer = quiet_trainer(**trainer_arguments)
+    trainer.fit(classifier, data)
+    return trainer
+
+
+def quiet_trainer(**arguments: Any) -> L.Trainer:
+    return L.Trainer(
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_epochs": 1, **trainer_arguments},
+        **{"max_epochs": 1, **arguments},
     )
-    trainer.fit(classifier, data)
-    return trainer
 
 
 def test_layer_decay_reaches_the_learning_rates() -> None:
@@ -65,6 +76,16 @@ def test_a_compiled_net_trains_with_the_rates_and_the_data_config_of_the_net_its
     torch.compiler.reset()
 
 
+def test_a_checkpoint_of_a_compiled_net_is_evaluated(tmp_path: Path) -> None:
+    classifier = make_classifier()
+    classifier.net = torch.compile(classifier.net, backend="eager")
+    fit(classifier, max_steps=1).save_checkpoint(tmp_path / "compiled.ckpt")
+    loaded, _ = load_run(tmp_path / "compiled.ckpt", {"class_path": "litcam.data.DigitScenesDataModule"})
+    expected = classifier.net._orig_mod.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.net.state_dict().items())
+    torch.compiler.reset()
+
+
 def test_biases_norms_and_tokens_have_no_weight_decay() -> None:
     classifier = make_classifier(weight_decay=0.3)
     optimizer = fit(classifier, max_steps=1).optimizers[0]
@@ -75,7 +96,7 @@ def test_biases_norms_and_tokens_have_no_weight_decay() -> None:
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
-    schedule = _WarmupCosine(steps=100, warmup_share=0.2, floor=0.1)
+    schedule = WarmupCosine(steps=100, warmup_share=0.2, floor=0.1)
     assert [schedule(step) for step in (0, 9, 19, 20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])
     assert schedule(60) == pytest.approx(0.1 + 0.9 * 0.5)
     assert schedule(100) == schedule(1000) == pytest.approx(0.1)
@@ -228,7 +249,80 @@ def test_weights_that_cannot_be_downloaded_are_told_how_else() -> None:
 
 
 def test_the_warmup_cosine_is_finite_for_a_single_step() -> None:
-    assert math.isfinite(_WarmupCosine(1, 0.0, 0.1)(0))
+    assert math.isfinite(WarmupCosine(1, 0.0, 0.1)(0))
+
+
+class Endless(IterableDataset[Any]):
+    """Batches of images and labels, without a length and without an end."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield {"image": torch.zeros(2, 3, 64, 64), "label": torch.tensor([1, 2])}
+
+
+class Rates(L.Callback):
+    """Notes the learning rate of every step, and ends the fit after some."""
+
+    def __init__(self, most: int = 5) -> None:
+        self.most, self.rates = most, list[float]()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        trainer.should_stop = len(self.rates) >= self.most
+
+
+def fit_with_or_without_an_end(classifier: ViTClassifier, endless: bool = False, **options: Any) -> None:
+    """A fit on the usual data, or on endless ones."""
+    if endless:
+        quiet_trainer(**options).fit(classifier, DataLoader(Endless(), batch_size=None))
+    else:
+        fit(classifier, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": -1},
+        {"max_epochs": None, "max_time": {"hours": 1}},
+        {"max_epochs": -1, "max_steps": -1, "limit_train_batches": 2},
+        {"max_epochs": 3, "endless": True},
+        {"max_epochs": 3, "max_time": {"hours": 1}, "endless": True},
+    ],
+)
+def test_of_a_training_without_a_known_end_the_learning_rate_rises_and_stays_and_that_is_said(
+    options: dict[str, Any],
+) -> None:
+    rates, classifier = Rates(), make_classifier(lr=0.1, warmup_share=0.003, min_lr_share=0.0)
+    with pytest.warns(UserWarning, match="How many steps this training has is not known"):
+        fit_with_or_without_an_end(classifier, callbacks=[rates], **options)
+    assert rates.rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": None, "max_steps": 4},
+        {"max_epochs": -1, "max_steps": 4},
+        {"max_epochs": 1, "max_steps": -1, "max_time": {"hours": 1}},
+        {"max_epochs": 2, "limit_train_batches": 2, "endless": True},
+        {"max_epochs": 9, "max_steps": 4, "endless": True},
+    ],
+)
+def test_a_known_end_ends_the_cosine(options: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
+    rates, classifier = Rates(), make_classifier(lr=0.1, warmup_share=0.0, min_lr_share=0.0)
+    fit_with_or_without_an_end(classifier, callbacks=[rates], **options)
+    assert rates.rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
+    assert not any("How many steps" in str(warning.message) for warning in recwarn)
+
+
+def test_the_command_line_trains_without_an_end_until_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    limits = ["--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:02", "--trainer.callbacks=null"]
+    with pytest.warns(UserWarning, match="How many steps this training has is not known"):
+        cli.train(ROOT / "configs" / "digits.yaml", [*SMALL_RUN, *limits, f"{SAVE_DIR}={tmp_path}"])
+    assert len((tmp_path / "digits" / "version_0" / "history.csv").read_text().splitlines()) > 2
 
 
 def test_a_multi_label_run_learns_by_binary_cross_entropy_and_logs_average_precision() -> None:

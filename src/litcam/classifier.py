@@ -1,28 +1,29 @@
 """ViTClassifier: the LightningModule that fine-tunes a timm Vision Transformer. Knows nothing of explanations."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup, resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import Metric
 
+from litcam.accuracy import HALVES, MeanLoss, make_metrics
 from litcam.data.batch import Batch, read_batch
 from litcam.data.module import ImageDataModule
-from litcam.errors import InputError
+from litcam.errors import InputError, some
+from litcam.learning_rate import STEPS_OF_UNKNOWN, Schedule, WarmupCosine
 from litcam.logits import check_logits
 from litcam.nets import create_net
 from litcam.vit.model import uncompiled
 
-_HALVES = {torch.float16, torch.bfloat16}
 # Below a gradient of 0.0055 AdamW's mean square is 0 in float16 (0.001 of the square is less than half of its smallest
 # number), and 1e-8 is 0 as well: the step would be infinite. With this no step is longer than about the learning rate.
 _FLOAT16_EPS = 2.0**-8
@@ -32,7 +33,11 @@ class ViTClassifier(L.LightningModule):
     """Fine-tunes any timm Vision Transformer for classification, single-label or multi-label.
 
     Logs the loss and top-1 accuracy (and top-5 from 10 classes) of every stage; multi-label instead ``val/map``, the
-    mean over the classes of the average precision.
+    mean over the classes of the average precision. Of several evaluation loaders the first, which the monitors watch,
+    keeps these names, and those of the others end in ``/dataloader_idx_1`` and so on.
+
+    What a callback such as Lightning's BaseFinetuning unfreezes and gives to the optimizer follows the same schedule,
+    from the learning rate that it is given on.
 
     Args:
         model: name of a timm model, such as ``vit_base_patch16_224`` or the packaged ``vit_mini_patch8_64``.
@@ -46,8 +51,10 @@ class ViTClassifier(L.LightningModule):
         lr: peak learning rate of the head; with layer decay earlier layers have less.
         weight_decay: of AdamW; biases, norms, tokens and position embeddings have none.
         layer_decay: factor from each layer to the one below it; 1 gives all layers the same learning rate.
-        warmup_share: share of all steps over which the learning rate rises linearly.
-        min_lr_share: share of the peak learning rate at which the cosine ends.
+        warmup_share: share of all steps over which the learning rate rises linearly; of 1000 where their number is not
+            known (``max_epochs: -1``, ``max_time`` alone, or data without a length).
+        min_lr_share: share of the peak learning rate at which the cosine ends; without a known end there is none, and
+            the rate stays.
         label_smoothing: mass spread evenly over all classes.
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off.
@@ -88,14 +95,17 @@ class ViTClassifier(L.LightningModule):
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
         )
-        metrics = _make_metrics(num_classes, multi_label)
+        metrics = make_metrics(num_classes, multi_label)
         stages = ("val", "test") if multi_label else ("train", "val", "test")  # average precision keeps every logit
         self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
-        self.losses = nn.ModuleDict({f"{stage}_loss": _MeanLoss() for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("val", "test")})
 
         # What is learnt from the data that it is first trained on, see litcam.data.ImageDataModule.
         self.class_names: list[str] | None = None
         self.class_ids: list[str] | None = None
+        self._unfrozen: list[str] | None = (
+            None  # the weights that were trained when the checkpoint to go on from was made
+        )
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -104,6 +114,22 @@ class ViTClassifier(L.LightningModule):
         config: dict[str, Any] = resolve_model_data_config(net)
         size = getattr(net.patch_embed, "img_size", None)  # constructor overrides win over the pretrained config
         return {**config, "input_size": (3, *size)} if size else config
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The net without its heads, where Lightning's BackboneFinetuning looks for it; not to be called."""
+        backbone, heads = nn.Module(), self._heads()
+        for name, child in uncompiled(self.net).named_children():
+            if not any(module in heads for module in child.modules()):
+                backbone.add_module(name, child)
+        for name, parameter in uncompiled(self.net).named_parameters(recurse=False):
+            backbone.register_parameter(name, parameter)
+        return backbone
+
+    def _heads(self) -> Sequence[nn.Module]:
+        """What gives the logits; distilled models have two."""
+        classifier = uncompiled(self.net).get_classifier()
+        return classifier if isinstance(classifier, tuple) else (classifier,)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of normalised images [B, 3, H, W]."""
@@ -133,9 +159,12 @@ class ViTClassifier(L.LightningModule):
         checkpoint["class_names"] = self.class_names
         checkpoint["class_ids"] = self.class_ids
         checkpoint["train_metrics"] = self._train_state()
+        checkpoint["unfrozen"] = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.take_classes(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._unfrozen = checkpoint.get("unfrozen")
         for name, state in checkpoint.get("train_metrics", {}).items():
             metric = self._train_metrics[name]
             metric._update_count += 1  # in every process, for what follows from it is a collective
@@ -143,12 +172,29 @@ class ViTClassifier(L.LightningModule):
                 for part, count in state.items():
                     setattr(metric, part, count.to(self.device))
 
+    def on_train_start(self) -> None:
+        """Go on with what was unfrozen: a callback that unfreezes later on has frozen it again in its setup."""
+        unfrozen, self._unfrozen = self._unfrozen, None
+        for name, parameter in self.named_parameters() if unfrozen is not None else ():
+            parameter.requires_grad_(name in (unfrozen or ()))
+
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training: here and not in the steps, for those before a resume count too."""
         for name, metric in self._train_metrics.items():
             if metric.update_called:
                 self.log(f"train/{name}", metric.compute())
             metric.reset()
+
+    def on_train_epoch_start(self) -> None:
+        """Tell of what a callback has unfrozen and not given to the optimizer: it would not be trained, in silence."""
+        optimizers = self.trainer.optimizers
+        known = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        lost = [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in known]
+        if lost and known:
+            rank_zero_warn(
+                f"{some(lost)}: unfrozen, but not trained, for the optimizer does not know them; a callback hands them "
+                "over by Lightning's BaseFinetuning.unfreeze_and_add_param_group."
+            )
 
     @property
     def _train_metrics(self) -> dict[str, Metric]:
@@ -177,27 +223,66 @@ class ViTClassifier(L.LightningModule):
             logits = self._widened(self(images))
             loss = self._loss_per_image(logits, labels, self.hparams["label_smoothing"]).mean()
         self.log("train/loss", loss, batch_size=len(labels), sync_dist=True)  # as many images in every process
-        self._log_metrics("train", logits, labels)
+        if "train_metrics" in self.metrics:  # they are logged when the epoch ends
+            self._update(self.metrics["train_metrics"], logits, labels)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step("val", batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step("test", batch, dataloader_idx)
 
-    def _evaluation_step(self, stage: str, batch: Batch) -> None:
+    def on_validation_start(self) -> None:
+        self._begin_to_count("val")
+
+    def on_test_start(self) -> None:
+        self._begin_to_count("test")
+
+    def _begin_to_count(self, stage: str) -> None:
+        """Reset the metrics of an evaluation: Trainer.validate left its own in inference mode, of no use in a fit."""
+        for name, metric in (*self.losses.items(), *self.metrics.items()):
+            if name.startswith(stage):
+                metric.reset()  # type: ignore[operator]
+        if self.trainer._results is not None:  # in which a name belongs to a number of loaders: it may be another now
+            self.trainer._results.clear()
+
+    def _evaluation_step(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
         images, labels = self._images_and_labels(batch)
         logits = self._widened(self(images))
         check_logits(logits, f"{stage} images")
-        loss = self.losses[f"{stage}_loss"]
-        loss.update(self._loss_per_image(logits, labels))  # type: ignore[operator]
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
-        self._log_metrics(stage, logits, labels)
+        place, loss = self._of_loader("losses", f"{stage}_loss", dataloader_idx)
+        loss.update(self._loss_per_image(logits, labels))
+        self._log_metric(f"{stage}/loss", loss, place, dataloader_idx)
+        place, metrics = self._of_loader("metrics", f"{stage}_metrics", dataloader_idx)
+        self._update(metrics, logits, labels)
+        for name, metric in metrics.items(keep_base=True):
+            self._log_metric(f"{stage}/{name}", metric, f"{place}.{name}", dataloader_idx)
+
+    def _of_loader(self, group: str, name: str, dataloader_idx: int) -> tuple[str, Any]:
+        """Where the metrics of an evaluation loader are, and these: of every further loader a copy of the first's."""
+        modules: Any = getattr(self, group)
+        key = f"{name}_{dataloader_idx}" if dataloader_idx else name
+        if key not in modules:
+            modules[key] = modules[name].clone()
+            modules[key].reset()
+        return f"{group}.{key}", modules[key]
+
+    def _log_metric(self, name: str, metric: Metric, place: str, dataloader_idx: int) -> None:
+        """Log an evaluation's metric over all processes; of several loaders the first keeps the plain name."""
+        self.log(
+            name,
+            metric,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=name in ("val/accuracy", "val/map"),
+            add_dataloader_idx=dataloader_idx > 0,
+            metric_attribute=place,
+        )
 
     def _widened(self, values: Tensor) -> Tensor:
         """Values of a true half precision in single precision, for losses and metrics; autocast does so by itself."""
-        return values.float() if self.dtype in _HALVES else values
+        return values.float() if self.dtype in HALVES else values
 
     def _images_and_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] and class indices [B], or multi-hot labels [B, C]."""
@@ -213,17 +298,9 @@ class ViTClassifier(L.LightningModule):
         targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
-    def _log_metrics(self, stage: str, logits: Tensor, labels: Tensor) -> None:
-        """Log the accuracies of an evaluation over all processes; those of the training at the end of its epoch."""
-        if f"{stage}_metrics" not in self.metrics:
-            return
-        metrics = self.metrics[f"{stage}_metrics"]
+    def _update(self, metrics: Any, logits: Tensor, labels: Tensor) -> None:
         if len(labels):  # a process may have none
-            metrics.update(logits.detach(), labels.int() if labels.ndim == 2 else labels)  # type: ignore[operator]
-        if stage == "train":
-            return
-        for name, metric in metrics.items(keep_base=False):  # type: ignore[operator]
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name in ("val/accuracy", "val/map"))
+            metrics.update(logits.detach(), labels.int() if labels.ndim == 2 else labels)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with layer decay, linear warm-up and cosine decay, per optimizer step."""
@@ -234,86 +311,33 @@ class ViTClassifier(L.LightningModule):
             no_weight_decay_list=getattr(net, "no_weight_decay", set)(),
             layer_decay=self.hparams["layer_decay"],
         )
+        if not groups:
+            raise InputError("Every weight of the net is frozen: leave at least the head to be trained.")
         for group in groups:  # torch's optimizers know no lr_scale: it has to be in the learning rate itself
             group["lr"] = self.hparams["lr"] * group["lr_scale"]
         eps = _FLOAT16_EPS if self.dtype == torch.float16 else 1e-8
         # The weight decay is that of groups which others add, such as a callback that unfreezes.
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"], eps=eps, weight_decay=self.hparams["weight_decay"])
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = _WarmupCosine(steps, self.hparams["warmup_share"], self.hparams["min_lr_share"])
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        schedule = WarmupCosine(self._training_steps(), self.hparams["warmup_share"], self.hparams["min_lr_share"])
+        scheduler = Schedule(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _training_steps(self) -> float:
+        """How many steps the training has; infinite where nobody knows, which is said."""
+        steps = self.trainer.estimated_stepping_batches
+        if 0 <= steps < math.inf:  # of data without a length it is -1
+            return max(1, steps)
+        rank_zero_warn(
+            "How many steps this training has is not known: the learning rate rises over warmup_share of "
+            f"{STEPS_OF_UNKNOWN} steps and then stays. With max_steps, or with max_epochs and training data that have "
+            "a length, it falls as a cosine."
+        )
+        return math.inf
 
     def _freeze_backbone(self) -> None:
         self.net.requires_grad_(False)
-        classifier = self.net.get_classifier()
-        for head in classifier if isinstance(classifier, tuple) else (classifier,):  # distilled models have two
+        for head in self._heads():
             head.requires_grad_(True)
-
-
-def _make_metrics(num_classes: int, multi_label: bool) -> MetricCollection:
-    if multi_label:
-        return MetricCollection({"map": _MeanAveragePrecision(num_classes)})
-    accuracy: dict[str, Metric | MetricCollection] = {"accuracy": _Accuracy(num_classes)}
-    if num_classes >= 10:
-        accuracy["accuracy_top5"] = _Accuracy(num_classes, top_k=5)
-    return MetricCollection(accuracy, compute_groups=False)  # of equal states one would stand for both
-
-
-class _MeanLoss(MeanMetric):
-    """Mean over images that a true half precision leaves in single precision: a bfloat16 counts no further than 256."""
-
-    def __init__(self) -> None:
-        super().__init__(nan_strategy="disable")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        super()._apply(fn, exclude_state)
-        # Where it is moved in a step, the dtype to which it casts values becomes the default of that time: a half.
-        return self.set_dtype(torch.float32) if {self.dtype, self.mean_value.dtype} & _HALVES else self
-
-
-class _Accuracy(MulticlassAccuracy):
-    """Share of the images that are classified right; NaN once a logit was not finite, for NaN counts as the highest."""
-
-    def __init__(self, num_classes: int, top_k: int = 1) -> None:
-        super().__init__(num_classes, top_k, average="micro")
-        self.not_finite: Tensor
-        self.add_state("not_finite", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        self.not_finite += (~preds.isfinite()).sum()
-        super().update(preds, target)
-
-    def compute(self) -> Tensor:
-        accuracy: Tensor = super().compute()
-        return torch.where(self.not_finite > 0, torch.nan, accuracy)
-
-
-class _MeanAveragePrecision(MultilabelAveragePrecision):
-    """Mean of the average precision over the classes that occur; torchmetrics counts the others as 0."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, average="none")
-
-    def compute(self) -> Tensor:  # type: ignore[override]  # as in the class it derives from
-        occurs = dim_zero_cat(self.target).bool().any(0)
-        precisions: Tensor = super().compute()
-        return precisions[occurs].mean()
-
-
-class _WarmupCosine:
-    """Factor of the learning rate at a step: linear from 1/warm-up to 1, then a half cosine down to ``floor``."""
-
-    def __init__(self, steps: int, warmup_share: float, floor: float) -> None:
-        self.steps = steps
-        self.warmup = round(warmup_share * steps)
-        self.floor = floor
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _check_ranges(hparams: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import litcam.metrics
-from litcam.classifier import _make_metrics
+from litcam.accuracy import make_metrics
 from litcam.heatmaps import upsample
 from litcam.metrics import (
     ADCC,
@@ -212,7 +212,7 @@ def test_a_users_metric_with_an_option_of_its_own_stays_apart() -> None:
 
 def test_top_5_is_counted_apart_from_top_1() -> None:
     """Also if the first batch is classified right by both."""
-    metrics = _make_metrics(num_classes=12, multi_label=False)
+    metrics = make_metrics(num_classes=12, multi_label=False)
     labels = torch.arange(12)
     metrics.update(torch.eye(12), labels)
     second = torch.eye(12) + 2 * torch.eye(12).roll(1, 1)  # another class is first, the true one second

@@ -111,6 +111,9 @@ def _of_the_model(names: Collection[str]) -> dict[str, str]:
     titles = {"val/accuracy": "accuracy", "val/map": "mean average precision"}
     found = {name: title for name, title in titles.items() if name in names}
     for name in names:
+        plain, of_several, number = name.partition("/dataloader_idx_")
+        if of_several and plain in titles:
+            found[name] = f"{titles[plain]} (dataloader {number})"
         if match := re.fullmatch(r"val/reliance/(mask_)?(?:(\w+)_)?accuracy_(object|background)", name):
             masks, fill, part = match.groups()
             protocol = ", ".join(word for word in ("masks" if masks else "", fill) if word)

@@ -119,7 +119,8 @@ def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
 def _classifier_of(checkpoint: Mapping[str, Any], path: str | Path) -> ViTClassifier:
     """The classifier of a checkpoint; pretrained weights are not loaded again."""
     arguments = {key: value for key, value in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
-    weights = checkpoint["state_dict"]
+    compiled = "_orig_mod."  # in the names of what torch.compile had wrapped
+    weights = {name.replace(compiled, ""): value for name, value in checkpoint["state_dict"].items()}
     _check_sizes(arguments, weights, path)
     try:
         _check_kinds(ViTClassifier, arguments)
