@@ -1,5 +1,6 @@
 """Lightning's callbacks that freeze and unfreeze: the classifier trains what they say, at the rates that they say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,12 @@ class Followed(L.Callback):
 
 
 def fit(
-    folder: Path, callback: L.Callback, ckpt_path: Path | None = None, **arguments: Any
+    folder: Path, callbacks: Sequence[L.Callback], ckpt_path: Path | None = None
 ) -> tuple[ViTClassifier, Followed, L.Trainer]:
-    followed, module = Followed(), tiny_classifier(**{"lr": 1e-3, "warmup_share": 0.0, **arguments})
+    followed, module = Followed(), tiny_classifier(lr=1e-3, warmup_share=0.0)
     saver = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, auto_insert_metric_name=False)
-    monitors: list[L.Callback] = [LocalizationMonitor(), HeatmapLogger(num_images=2), DriftMonitor()]
     trainer = make_trainer(
-        folder, [followed, callback, *monitors, saver], max_epochs=4, enable_checkpointing=True, num_sanity_val_steps=0
+        folder, [followed, *callbacks, saver], max_epochs=4, enable_checkpointing=True, num_sanity_val_steps=0
     )
     trainer.fit(module, digits(), ckpt_path=ckpt_path, weights_only=True)
     return module, followed, trainer
@@ -73,7 +73,9 @@ def fit(
 def test_an_unfrozen_block_is_trained_from_then_on_and_follows_the_schedule_from_the_rate_it_is_given(
     tmp_path: Path,
 ) -> None:
-    module, followed, trainer = fit(tmp_path, Unfreezes(lr=5e-4))
+    module, followed, trainer = fit(
+        tmp_path, [Unfreezes(lr=5e-4), LocalizationMonitor(), HeatmapLogger(num_images=2), DriftMonitor()]
+    )
     block = {name for name, _ in module.net.named_parameters() if name.startswith("blocks.0.")}
     assert not block & followed.moved(1)
     assert followed.moved(1)
@@ -92,14 +94,14 @@ def test_an_unfrozen_block_is_trained_from_then_on_and_follows_the_schedule_from
 
 @pytest.mark.parametrize("epoch", [1, 2], ids=["before it unfreezes", "after"])
 def test_a_resumed_fit_trains_what_was_unfrozen_exactly_as_the_uninterrupted_one(tmp_path: Path, epoch: int) -> None:
-    whole, _, _ = fit(tmp_path / "whole", Unfreezes())
-    resumed, _, _ = fit(tmp_path / "resumed", Unfreezes(), tmp_path / "whole" / f"{epoch}.ckpt")
+    whole, _, _ = fit(tmp_path / "whole", [Unfreezes()])
+    resumed, _, _ = fit(tmp_path / "resumed", [Unfreezes()], tmp_path / "whole" / f"{epoch}.ckpt")
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
 
 
 def test_backbone_finetuning_trains_the_head_first_and_raises_the_backbones_rate_by_the_epoch(tmp_path: Path) -> None:
-    module, followed, _ = fit(tmp_path, BackboneFinetuning(2, lambda_func=lambda epoch: 3.0))
+    module, followed, _ = fit(tmp_path, [BackboneFinetuning(2, lambda_func=lambda epoch: 3.0)])
     assert followed.moved(1) == {"head.weight", "head.bias"}
     assert followed.moved(2) == {name for name, _ in module.net.named_parameters()}
     assert [len(rates) for rates in followed.rates] == [2] * 4 + [3] * 4, "head with and without decay, backbone"
@@ -122,10 +124,10 @@ def test_the_backbone_is_the_net_without_its_heads(name: str) -> None:
 
 def test_what_is_unfrozen_and_not_handed_to_the_optimizer_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"net.blocks.0.norm1.weight.* unfrozen, but not trained"):
-        _, followed, _ = fit(tmp_path, Unfreezes(hand_over=False))
+        _, followed, _ = fit(tmp_path, [Unfreezes(hand_over=False)])
     assert not any(name.startswith("blocks.0.") for name in followed.moved(3))
 
 
 def test_a_net_that_is_frozen_as_a_whole_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Every weight of the net is frozen"):
-        fit(tmp_path, FreezesAll())
+        fit(tmp_path, [FreezesAll()])
