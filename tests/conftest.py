@@ -45,6 +45,21 @@ def make_images(net: nn.Module, count: int = 3, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, *net.patch_embed.img_size, generator=generator)
 
 
+def count_images(part: nn.Module) -> list[int]:
+    """How many images each forward of a part of a net gets from now on, litcam's own forwards too.
+
+    A user's hook sees those only if it changes something; this one hands on a copy.
+    """
+    sizes: list[int] = []
+
+    def count(part: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        sizes.append(len(output))
+        return output.clone()
+
+    part.register_forward_hook(count)
+    return sizes
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest deviation as a share of the largest value."""
     assert expected.abs().max() > 0, "the oracle's map is empty: the comparison would prove nothing"

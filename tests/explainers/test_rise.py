@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import gradient_free_oracles as oracles
-from conftest import make_images, make_net
+from conftest import count_images, make_images, make_net
 from litcam.errors import InputError
 from litcam.explainers.rise import RISE
 
@@ -26,8 +26,7 @@ def test_the_size_of_the_forwards_does_not_change_the_map(class_token_net: nn.Mo
 
 
 def test_no_forward_is_larger_than_batch_size(class_token_net: nn.Module) -> None:
-    sizes = []
-    class_token_net.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
+    sizes = count_images(class_token_net.head)
     RISE(class_token_net, num_masks=10, batch_size=4)(make_images(class_token_net, 2), torch.zeros(2, 3).long())
     assert sizes == [2, 4, 4, 4, 4, 2, 2]  # the recorded forward, then each chunk for each image; classes cost nothing
 

@@ -99,6 +99,20 @@ def test_explainers_made_in_each_call_and_of_two_modules_that_share_the_net() ->
     assert is_untouched(net)
 
 
+def test_plain_forwards_at_the_same_time_give_the_right_logits_and_leave_the_maps_right() -> None:
+    """As the prediction of a web demo does beside its explanations, with gradients and without."""
+    net = make_net("class_token")
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = net(images)
+        return logits
+
+    calls = [call for name in METHODS for call in (heatmaps(create_explainer(name, net)), predict, net)]
+    run_at_once(calls, make_batches(net))
+    assert is_untouched(net)
+
+
 def enter(net: nn.Module) -> None:
     with one_at_a_time(net):
         pass

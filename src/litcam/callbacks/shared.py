@@ -24,8 +24,10 @@ from litcam.logits import check_classifies
 from litcam.metrics.functional.perturbation import is_predicted
 from litcam.vit.context import eager, evaluating
 from litcam.vit.model import find_vit
+from litcam.vit.place import lies_on
 from litcam.vit.recorder import AttentionRecorder, record
-from litcam.vit.trace import AttentionTrace, agree
+from litcam.vit.tail import agree
+from litcam.vit.trace import AttentionTrace
 
 Target = Literal["true", "predicted"]
 Key = TypeVar("Key")
@@ -238,7 +240,7 @@ class SharedExplanations:
 
     @property
     def _readers(self) -> Mapping[Any, Any]:
-        return {explainer: explainer.read for explainer in self._explainers.values()}
+        return {key: read for explainer in self._explainers.values() for key, read in explainer.readers.items()}
 
     def _end_batch(self, trainer: L.Trainer, batch: Any) -> None:
         """Take the recorded forward, or make one where the step made none that fits."""
@@ -254,9 +256,9 @@ class SharedExplanations:
         self._indices, self._real, self._total = dataset_places(trainer, places)
 
     def _is_of(self, trace: AttentionTrace, forwards: int, images: Tensor) -> bool:
-        """Whether a trace, the last of several forwards, is of these images."""
-        if forwards == 1:  # whatever the step did to them first
-            return len(trace.images) == len(images)
+        """Whether a trace, the last of several forwards, is of these images, where they lie in the batch."""
+        if forwards == 1:  # the step may have normalised or resized them first
+            return lies_on(trace.images, images)
         return trace.images.shape == images.shape and torch.equal(trace.images, images.to(trace.images))
 
     def _classifies(self, trace: AttentionTrace) -> bool:

@@ -1,5 +1,6 @@
 """AGCAM: Attention Guided CAM."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,8 @@ from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, register
 from litcam.vit.balanced import BalancedMode
 from litcam.vit.context import autograd_anywhere
-from litcam.vit.gradients import attention_gradients, class_gradients
+from litcam.vit.gradients import attention_gradients, class_gradients, graph_of
+from litcam.vit.readout import look_first, may_replay
 from litcam.vit.sdpa import AttentionCall, full
 from litcam.vit.trace import AttentionTrace, Autograd
 
@@ -72,7 +74,7 @@ class AGCAM(Explainer):
 
     @property
     def autograd(self) -> Autograd | None:
-        return None if self.gradient == "skip" and self.vit.pools_class_token else self._graph
+        return None if self.gradient == "skip" and may_replay(self.vit) else self._graph
 
     @property
     def _graph(self) -> Autograd:
@@ -80,6 +82,10 @@ class AGCAM(Explainer):
         if self.gradient == "full":
             return "balanced" if self.balanced else "full"
         return "balanced cut" if self.balanced else "cut"
+
+    def trace(self, images: Tensor) -> AttentionTrace:
+        look_first(self.vit, images)
+        return super().trace(images)
 
     def read(self, call: AttentionCall) -> Any:
         if self.autograd is not None:
@@ -97,32 +103,34 @@ class AGCAM(Explainer):
 
     def _replayed(self, trace: AttentionTrace, targets: Tensor) -> list[Tensor] | None:
         """Maps of the layers, each [K, B, N], from the class token's replay; None if it is not exact."""
-        layers: list[_Layer] = list(trace.readings[self])
-        if layers[0] is None:
+        layers: Sequence[_Layer | None] = trace.readings.get(self, [])
+        kept = [layer for layer in layers if layer is not None]
+        if len(kept) < len(self.vit.blocks):
             return None
         with autograd_anywhere(trace.images.device.type):
-            outputs = [layer.output.clone().to(self.vit.dtype).requires_grad_() for layer in layers]
+            outputs = [layer.output.clone().to(self.vit.dtype).requires_grad_() for layer in kept]
             with BalancedMode() if self.balanced else nullcontext():
                 logits = trace.replay(outputs)
             if logits is None:
                 return None
-        gradients = class_gradients(logits, targets, outputs)
+        gradients = class_gradients(trace.scores(logits), targets, outputs)
         return [
             self._layer_map(layer.scores, full(gradient) @ full(layer.value).transpose(-2, -1))
-            for layer, gradient in zip(layers, gradients, strict=True)
+            for layer, gradient in zip(kept, gradients, strict=True)
         ]
 
     def _differentiated(self, trace: AttentionTrace, targets: Tensor) -> list[Tensor]:
         """Maps of the layers, each [K, B, N], from a forward with autograd."""
         # With the inputs cut, rows that do not reach the head have no gradient: all may be summed. Otherwise the rows
         # are those that the head reads.
-        rows = slice(None) if self.gradient == "skip" else self.vit.readout
+        if self.gradient == "skip":
+            trace.check_tail()
+        rows = torch.arange(trace.last_output.shape[1]) if self.gradient == "skip" else trace.readout.tokens
         layers = []
-        for layer in attention_gradients(trace, targets, self._graph):
-            start, stop, _ = rows.indices(layer.call.query.shape[-2])
+        graph = graph_of(trace, self._graph)
+        for layer in attention_gradients(graph, trace.scores(graph.logits), targets):
             total: Tensor | None = None
-            for first in range(start, stop, _ROWS_AT_ONCE):
-                chunk = slice(first, min(first + _ROWS_AT_ONCE, stop))
+            for chunk in rows.split(_ROWS_AT_ONCE):
                 part = self._head_maps(layer.call.scores(chunk), layer.of_weights(chunk))
                 total = part if total is None else total + part
             assert total is not None  # a readout has at least one row

@@ -30,7 +30,8 @@ class AttentionFlow(Explainer):
     classes.
 
     Where the head reads several tokens (class and distillation token, all patches) it counts as one more layer: a
-    source joined to each of R tokens by an edge of capacity 1/R. With one token that is the paper's problem.
+    source joined to each of them by an edge of its weight, 1/R in a mean of R tokens. With one token that is the
+    paper's problem.
 
     The flow cannot exceed what its two ends let through: 1 at the class token, and (1 + Σ_i Ā_ij)/2 at patch j in the
     first layer. The deeper the net, the fewer patches have a narrower cut in between (in a random ViT-B/16 none), and
@@ -69,21 +70,22 @@ class AttentionFlow(Explainer):
                 "later start_layer or smaller images, or raise max_edges and wait."
             )
         patches = range(self.vit.num_prefix_tokens, layers.shape[-1])
+        readout = trace.readout.weights.double().numpy()
         rows = layers.new_zeros(len(layers), layers.shape[-1])  # [B, N]
         for position, (row, attention) in enumerate(zip(rows, layers.cpu().double().numpy(), strict=True)):
-            graph = flow_graph(attention, self.vit.readout)
+            graph = flow_graph(attention, readout)
             if position == 0:
                 _warn_if_long(graph, patches.start, len(patches) * len(layers))
             row[patches.start :] = row.new_tensor([flow(graph, patch) for patch in patches])
         return self.to_grid(trace, rows)[:, None]
 
 
-def flow_graph(attention: NDArray[np.float64], readout: slice) -> csr_array:
+def flow_graph(attention: NDArray[np.float64], readout: NDArray[np.float64]) -> csr_array:
     """The capacities between the tokens of all layers, as int32 multiples of 2⁻³⁰.
 
     Args:
         attention: Ā of the layers, [L, N, N], first layer first; rows sum to one.
-        readout: the tokens that the head reads.
+        readout: the weights [N] of the tokens that the head reads.
 
     Returns:
         [M, M] with M = (L + 1)·N + 1: node l·N + i is token i of the input of layer l (of the output for l = L), and
@@ -91,11 +93,12 @@ def flow_graph(attention: NDArray[np.float64], readout: slice) -> csr_array:
     """
     layers, tokens, _ = attention.shape
     layer, row, column = np.indices(attention.shape)
-    outputs = np.arange(tokens)[readout] + layers * tokens
+    read = readout.nonzero()[0]
+    outputs = read + layers * tokens
     source = (layers + 1) * tokens
     tails = np.concatenate([((layer + 1) * tokens + row).ravel(), np.full(len(outputs), source)])
     heads = np.concatenate([(layer * tokens + column).ravel(), outputs])
-    capacities = np.concatenate([((attention + np.eye(tokens)) / 2).ravel(), np.full(len(outputs), 1 / len(outputs))])
+    capacities = np.concatenate([((attention + np.eye(tokens)) / 2).ravel(), readout[read]])
     whole = np.rint(capacities * _UNIT).astype(np.int32)
     return coo_array((whole, (tails, heads)), shape=(source + 1, source + 1)).tocsr()
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from litcam import heatmaps as maps
 from litcam.errors import InputError, UnsupportedModelError
 from litcam.vit.context import evaluating
+from litcam.vit.hooks import quiet_hooks
 from litcam.vit.inputs import check_images, check_targets, fitting
 from litcam.vit.model import find_vit
 from litcam.vit.precision import coarsest
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionCall
 from litcam.vit.threads import one_at_a_time
-from litcam.vit.trace import AttentionTrace, Autograd
+from litcam.vit.trace import AttentionTrace, Autograd, Reader
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Explainer(ABC):
     is_control: ClassVar[bool] = False  # whether the map knows nothing of the model
     small_differences: ClassVar[bool] = False  # whether the map is made of such, which half precision rounds away
     on_pixels: ClassVar[bool] = False  # whether the map has the size of the image, not that of the grid
+    needs_tokens: bool = True  # whether it looks into the model; others ask it as a whole
 
     def __init__(self, net: nn.Module) -> None:
         self.vit = find_vit(net)
@@ -83,17 +85,24 @@ class Explainer(ABC):
 
     def trace(self, images: Tensor) -> AttentionTrace:
         """The one forward that a call explains."""
-        return record(self.vit, images, {self: self.read}, self.autograd)
+        return record(self.vit, images, self.readers, self.autograd)
 
     def explain(self, trace: AttentionTrace, targets: Tensor | None = None) -> Explanation:
         """Explain a forward that has been recorded with this explainer's :meth:`read` among its readers."""
         self._check_precision(trace.module)
-        targets = check_targets(targets, trace.logits)
+        if self.needs_tokens:
+            trace.check()
+        targets = check_targets(targets, trace.logits, trace.vit.regression)
         per_image = targets if targets.ndim == 2 else targets[:, None]  # [B, K]
         if not len(per_image):
             size = tuple(trace.images.shape[-2:]) if self.on_pixels else trace.grid
             return Explanation(per_image.new_zeros(*targets.shape, *size, dtype=torch.float32), trace.logits, targets)
-        with one_at_a_time(self.vit.net), evaluating(self.vit.root), torch.no_grad():
+        with (
+            one_at_a_time(self.vit.net),
+            evaluating(self.vit.root),
+            quiet_hooks(self.vit.root, trace.hooks),
+            torch.no_grad(),
+        ):
             heatmaps = self.heatmaps(trace, per_image).float()  # [B, K or 1, gh, gw]
         # Copied where images or classes share one map: torch refuses to write into memory that several elements share.
         heatmaps = heatmaps.expand(-1, per_image.shape[1], -1, -1).contiguous()
@@ -109,12 +118,17 @@ class Explainer(ABC):
             )
 
     @property
+    def readers(self) -> Mapping[Hashable, Reader]:
+        """What a recorder needs for this method: its :meth:`read`, if it has one."""
+        return {} if type(self).read is Explainer.read else {self: self.read}
+
+    @property
     def autograd(self) -> Autograd | None:
         """The graph that the method differentiates, if any: a call then records its one forward with it."""
         return None
 
     def read(self, call: AttentionCall) -> Any:
-        """What to keep of an attention call: tensors with the batch in front, in any nesting of tuples, or None."""
+        """What to keep of a block's attention: tensors with the batch in front, in any nesting of tuples, or None."""
         return None
 
     @abstractmethod

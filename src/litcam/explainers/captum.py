@@ -4,7 +4,7 @@ import importlib
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partialmethod
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from litcam.errors import InputError, check_at_least, check_choice
 from litcam.explainers.base import Explainer
-from litcam.vit.context import autograd_anywhere, eager
+from litcam.vit.context import autograd_anywhere, eager, unbroken
 from litcam.vit.precision import in_precision_of
 from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace
@@ -49,6 +49,8 @@ _OWN_ARGUMENTS = {
     *("return_convergence_delta", "return_input_shape", "show_progress", "kwargs"),
 }
 _ONE_PATCH_AT_A_TIME = ("FeatureAblation", "Occlusion", "ShapleyValueSampling")
+_BY_GRADIENT = {"GradientShap", "InputXGradient", "IntegratedGradients", "Saliency"}
+_OF_PATCHES = {"feature_mask", "sliding_window_shapes"}  # options that say where patches are
 _REDUCTIONS = ("sum", "abs_sum", "abs_max")
 
 
@@ -97,6 +99,7 @@ class Captum(Explainer):
         check_choice("reduce", reduce, _REDUCTIONS)
         check_at_least("batch_size", batch_size)
         self.known = _options(self.method)
+        self.needs_tokens = bool(_OF_PATCHES & set(self.known))
         for option in options:
             if option not in self.known:
                 raise InputError(f"captum:{attribution} has no option {option!r}; it has {', '.join(self.known)}.")
@@ -122,22 +125,25 @@ class Captum(Explainer):
         inputs = image[None].clone().requires_grad_()  # a clone, for inference tensors bar autograd
         _seed(self.seed, image.device)
         # captum asks models for attributes of their own; a function has none.
-        method = self.method(lambda images: trace.module(images.to(trace.images.dtype)))
+        method = self.method(lambda images: trace.scores(trace.module(images.to(trace.images.dtype))))
         try:
-            attributions: Tensor = method.attribute(inputs, target=target, **self._arguments(image, trace.grid))
+            with unbroken(trace.module) if self.attribution in _BY_GRADIENT else nullcontext():
+                attributions: Tensor = method.attribute(inputs, target=target, **self._arguments(image, trace))
         except AssertionError as error:  # how captum refuses arguments
             raise InputError(f"captum:{self.attribution} does not take its options: {error}") from error
         return _reduce(attributions.detach()[0], self.reduce)
 
-    def _arguments(self, image: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
+    def _arguments(self, image: Tensor, trace: AttentionTrace) -> dict[str, Any]:
         """The options of the user over the defaults of litcam, as captum takes them for an image [3, H, W]."""
         defaults: dict[str, Any] = {
             "baselines": 0.0,
-            "feature_mask": _patch_indices(image, grid),
             "internal_batch_size": self.batch_size,
             "perturbations_per_eval": self.batch_size,
-            "sliding_window_shapes": (len(image), image.shape[1] // grid[0], image.shape[2] // grid[1]),
         }
+        if self.needs_tokens:
+            rows, columns = trace.grid
+            defaults["feature_mask"] = _patch_indices(image, (rows, columns))
+            defaults["sliding_window_shapes"] = (len(image), image.shape[1] // rows, image.shape[2] // columns)
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in self.options.items()}
         arguments = {key: value for key, value in {**defaults, **given}.items() if key in self.known}
         if "strides" in self.known:

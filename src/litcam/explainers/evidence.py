@@ -12,6 +12,7 @@ from litcam.vit.balanced import BalancedMode, Contributions, Units
 from litcam.vit.context import autograd_anywhere
 from litcam.vit.gradients import AttentionGradient, class_gradients, graph_of
 from litcam.vit.precision import coarsest
+from litcam.vit.readout import look_first, may_replay
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
 from litcam.vit.trace import AttentionTrace
 
@@ -60,7 +61,11 @@ class Evidence(Explainer):
 
     @property
     def autograd(self) -> Literal["balanced cut"] | None:
-        return None if self.vit.pools_class_token else "balanced cut"
+        return None if may_replay(self.vit) else "balanced cut"
+
+    def trace(self, images: Tensor) -> AttentionTrace:
+        look_first(self.vit, images)
+        return super().trace(images)
 
     def read(self, call: AttentionCall) -> Any:
         if self.autograd is not None:
@@ -85,12 +90,13 @@ class Evidence(Explainer):
         tokens, rest = self._differentiated(trace, targets) if found is None else found
         outputs = [layer.output for layer in trace.readings.get(self, []) if layer is not None]
         precision = coarsest(trace.module, trace.logits, *outputs)
-        return Contributions(tokens, rest, trace.logits.gather(1, targets), precision)
+        return Contributions(tokens, rest, trace.scores(trace.logits).gather(1, targets), precision)
 
     def _replayed(self, trace: AttentionTrace, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Terms of the tokens [B, K, N] and of the biases [B, K], from the replay; None if it is not exact."""
-        layers: list[_Layer] = list(trace.readings[self])
-        if layers[0] is None:
+        found: Sequence[_Layer | None] = trace.readings.get(self, [])
+        layers = [layer for layer in found if layer is not None]
+        if len(layers) < len(self.vit.blocks):
             return None
         with autograd_anywhere(trace.images.device.type):
             outputs = [layer.output.clone().to(self.vit.dtype).requires_grad_() for layer in layers]
@@ -100,7 +106,7 @@ class Evidence(Explainer):
                 logits = trace.replay(outputs, prefix)
         if logits is None:
             return None
-        own, rest, gradients = _gradients(logits, targets, prefix, units, outputs)
+        own, rest, gradients = _gradients(trace.scores(logits), targets, prefix, units, outputs)
         tokens = own.new_zeros(*own.shape[:2], layers[0].value.shape[2])  # [K, B, N]
         tokens[..., : own.shape[-1]] = own
         for layer, gradient in zip(layers, gradients, strict=True):
@@ -114,19 +120,20 @@ class Evidence(Explainer):
         assert graph.balance is not None
         assert graph.balance.units is not None  # the blocks have run
         own, rest, gradients = _gradients(
-            graph.logits, targets, graph.balance.inputs[0], graph.balance.units, graph.outputs
+            trace.scores(graph.logits), targets, graph.balance.inputs[0], graph.balance.units, graph.all_outputs
         )
-        for call, gradient in zip(graph.calls, gradients, strict=True):
+        calls = [call for of_block in graph.calls for call in of_block]
+        for call, gradient in zip(calls, gradients, strict=True):
             own = own + _read(AttentionGradient(call, gradient))
         return own.transpose(0, 1), rest
 
 
 def _gradients(
-    logits: Tensor, targets: Tensor, tokens: Tensor, units: Units, outputs: Sequence[Tensor]
+    scores: Tensor, targets: Tensor, tokens: Tensor, units: Units, outputs: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Terms of the tokens that entered the first block [K, B, N] and of the biases [B, K]; gradients at the outputs."""
-    at_tokens, of_tokens, of_features, *gradients = class_gradients(
-        logits, targets, [tokens, units.tokens, units.features, *outputs]
+    at_tokens, *gradients, of_tokens, of_features = class_gradients(
+        scores, targets, [tokens, *outputs], [units.tokens, units.features]
     )
     own = (full(at_tokens) * full(tokens.detach())).sum(-1)
     return own, (of_tokens.sum(-1) + of_features).T, gradients

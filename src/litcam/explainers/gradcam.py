@@ -18,7 +18,9 @@ from litcam.explainers.base import Explainer, register
 from litcam.vit.gradients import class_gradients, last_block
 from litcam.vit.model import TimmViT
 from litcam.vit.sdpa import full
-from litcam.vit.trace import AttentionTrace, agree
+from litcam.vit.tail import agree
+from litcam.vit.threads import in_this_thread
+from litcam.vit.trace import AttentionTrace
 
 
 class _TokenCAM(Explainer):
@@ -40,8 +42,9 @@ class _TokenCAM(Explainer):
         self.balanced = balanced
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        trace.check_features()
         block = last_block(trace, self.balanced)
-        (gradients,) = class_gradients(block.logits, targets, [block.leaf])  # [K, B, N, D]
+        (gradients,) = class_gradients(trace.scores(block.logits), targets, [block.leaf])  # [K, B, N, D]
         patches = slice(self.vit.num_prefix_tokens, None)
         # In double precision: Grad-CAM++ divides by small numbers.
         features, gradients = block.leaf.detach()[:, patches].double(), gradients[:, :, patches].double()
@@ -163,7 +166,7 @@ class CAM(Explainer):
         pooled = tokens.mean(1)
         if not agree(net.head(net.fc_norm(pooled)), trace.logits):
             raise UnsupportedModelError(f"cam: the logits of {type(trace.module).__name__} are not those of its head.")
-        weights = net.head.weight[targets]  # [B, K, D]
+        weights = trace.scores(net.head.weight.T).T[targets]  # [B, K, D]
         if isinstance(net.fc_norm, nn.LayerNorm):
             deviation = (pooled.var(-1, correction=0) + net.fc_norm.eps).sqrt()[:, None, None]
             tokens = (tokens - tokens.mean(-1, keepdim=True)) / deviation
@@ -174,7 +177,7 @@ class CAM(Explainer):
 def _final_tokens(trace: AttentionTrace, net: Any) -> Tensor:
     """The patch tokens [B, P, D] that the head pools."""
     seen: list[Tensor] = []
-    handle = net.norm.register_forward_hook(lambda norm, inputs, output: seen.append(output))
+    handle = net.norm.register_forward_hook(in_this_thread(lambda norm, inputs, output: seen.append(output)))
     try:
         trace.resume_as_recorded()
     finally:
@@ -206,14 +209,15 @@ class ScoreCAM(Explainer):
         self.batch_size = batch_size
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        trace.check_features()
         features = last_block(trace).leaf.detach()[:, self.vit.num_prefix_tokens :]  # [B, P, D]
         channels = features.transpose(1, 2).unflatten(-1, trace.grid)  # [B, D, gh, gw]
-        scores = torch.stack([self._scores(trace.module, *pair) for pair in zip(trace.images, channels, strict=True)])
+        scores = torch.stack([self._scores(trace, *pair) for pair in zip(trace.images, channels, strict=True)])
         weights = scores.gather(2, targets[:, None].expand(-1, scores.shape[1], -1)).softmax(1)  # [B, D, K]
         return torch.einsum("bdk,bdhw->bkhw", weights, full(channels).to(weights)).relu()
 
-    def _scores(self, module: nn.Module, image: Tensor, channels: Tensor) -> Tensor:
+    def _scores(self, trace: AttentionTrace, image: Tensor, channels: Tensor) -> Tensor:
         """Logits [D, C] of an image [3, H, W] seen through each of its channels [D, gh, gw]."""
         size, few = (image.shape[-2], image.shape[-1]), channels.split(self.batch_size)
-        logits = [module(image * maps.upsample(some, size)[:, None].to(image.dtype)) for some in few]
-        return full(torch.cat(logits))
+        logits = [trace.module(image * maps.upsample(some, size)[:, None].to(image.dtype)) for some in few]
+        return full(trace.scores(torch.cat(logits)))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explainers.base import Explainer, register
-from litcam.vit.gradients import AttentionGradient, attention_gradients, class_gradients, last_block
+from litcam.vit.gradients import AttentionGradient, attention_gradients, graph_of, last_block
+from litcam.vit.readout import Readout
 from litcam.vit.sdpa import full
 from litcam.vit.trace import AttentionTrace, Autograd
 
@@ -27,12 +28,17 @@ class _WeightedAttention(Explainer):
         return "balanced" if self.balanced else "full"
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        layers = attention_gradients(trace, targets, self.autograd)
-        maps = [self.tokens([_of_class(layer, position) for layer in layers]) for position in range(targets.shape[1])]
+        readout = trace.readout
+        graph = graph_of(trace, self.autograd)
+        layers = attention_gradients(graph, trace.scores(graph.logits), targets)
+        maps = [
+            self.tokens([_of_class(layer, position) for layer in layers], readout)
+            for position in range(targets.shape[1])
+        ]
         return self.to_grid(trace, torch.stack(maps, 1))  # [B, K, N] -> [B, K, gh, gw]
 
     @abstractmethod
-    def tokens(self, layers: list[AttentionGradient]) -> Tensor:
+    def tokens(self, layers: list[AttentionGradient], readout: Readout) -> Tensor:
         """Token values [B, N] of one class from the layers, each with its gradients [1, B, H, N, d]."""
 
 
@@ -40,7 +46,7 @@ def _of_class(layer: AttentionGradient, position: int) -> AttentionGradient:
     return AttentionGradient(layer.call, layer.gradients[position : position + 1])
 
 
-def _positive_part(layer: AttentionGradient, rows: slice = slice(None)) -> Tensor:
+def _positive_part(layer: AttentionGradient, rows: slice | Tensor = slice(None)) -> Tensor:
     """Ā = mean over heads of (A ⊙ ∂y_c/∂A)⁺ at the chosen query rows: [B, R, N]."""
     return layer.of_weights(rows)[0].mul_(layer.call.weights(rows)).clamp_(min=0).mean(1)
 
@@ -61,8 +67,8 @@ class GenericAttention(_WeightedAttention):
     The map is zero everywhere if no gradient is positive.
     """
 
-    def tokens(self, layers: list[AttentionGradient]) -> Tensor:
-        row = self.vit.readout_row(full(layers[0].call.query[:, 0, :, 0]))  # [B, N]
+    def tokens(self, layers: list[AttentionGradient], readout: Readout) -> Tensor:
+        row = readout.row(full(layers[0].call.query[:, 0, :, 0]))  # [B, N]
         for layer in reversed(layers):
             row = row + (row[:, None] @ _positive_part(layer))[:, 0]
         return row
@@ -84,11 +90,12 @@ class SAW(_WeightedAttention):
     The map is zero everywhere if no gradient is positive.
     """
 
-    def tokens(self, layers: list[AttentionGradient]) -> Tensor:
+    def tokens(self, layers: list[AttentionGradient], readout: Readout) -> Tensor:
         masses = torch.stack([layer.of_weights()[0].clamp_(min=0).sum((1, 2, 3)) for layer in layers])  # [L, B]
         total = masses.sum(0)
         shares = torch.where(total > 0, masses / total, torch.zeros_like(masses))
-        rows = torch.stack([_positive_part(layer, self.vit.readout).mean(1) for layer in layers])  # [L, B, N]
+        read = [_positive_part(layer, readout.rows) for layer in layers]  # [B, R, N] each
+        rows = torch.stack([readout.of_rows(part) @ part for part in read])  # [L, B, N]
         return (shares[:, :, None] * rows).sum(0)
 
 
@@ -116,13 +123,10 @@ class AttentionGradCAM(Explainer):
         self.balanced = balanced
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        readout = trace.readout
         block = last_block(trace, self.balanced)
-        rows = self.vit.readout
-        total: Tensor | None = None
-        for call, gradients in zip(block.calls, class_gradients(block.logits, targets, block.outputs), strict=True):
-            alpha = AttentionGradient(call, gradients).of_weights(rows)  # [K, B, H, R, N]
-            weights = alpha[..., self.vit.num_prefix_tokens :].mean(-1, keepdim=True)
-            weighted = (weights * call.weights(rows)).mean((2, 3))  # [K, B, N]
-            total = weighted if total is None else total + weighted
-        assert total is not None  # the block made a call
-        return self.to_grid(trace, total.relu()).transpose(0, 1)
+        (layer,) = attention_gradients(block, trace.scores(block.logits), targets)
+        alpha = layer.of_weights(readout.rows)  # [K, B, H, R, N]
+        weights = alpha[..., self.vit.num_prefix_tokens :].mean(-1, keepdim=True)
+        weighted = (weights * layer.call.weights(readout.rows)).mean(2)  # [K, B, R, N]
+        return self.to_grid(trace, (readout.of_rows(weighted) @ weighted).relu()).transpose(0, 1)

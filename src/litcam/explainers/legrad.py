@@ -14,8 +14,10 @@ from litcam.vit.context import autograd_anywhere
 from litcam.vit.gradients import class_gradients
 from litcam.vit.model import ViT
 from litcam.vit.recorder import record
-from litcam.vit.sdpa import AttentionCall, full
-from litcam.vit.trace import AttentionTrace, agree
+from litcam.vit.sdpa import AttentionCall, full, merge
+from litcam.vit.tail import agree
+from litcam.vit.threads import in_this_thread
+from litcam.vit.trace import AttentionTrace
 
 _ELEMENTS_AT_ONCE = 2**24  # of an N×N product of all heads
 
@@ -32,13 +34,13 @@ class _Layers:
     """The chosen blocks, each with a graph of its own from its attention's output on.
 
     Attributes:
-        values: [B, H, N, d] of each attention call.
-        outputs: [B, H, R, d], of its output at some query rows; leaves.
+        values: [B, H, N, d] of the attention calls of each.
+        outputs: [B, H, R, d], of their outputs at some query rows; leaves.
         tokens: [B, R, D] that left each block.
     """
 
-    values: Sequence[Tensor]
-    outputs: Sequence[Tensor]
+    values: Sequence[Sequence[Tensor]]
+    outputs: Sequence[Sequence[Tensor]]
     tokens: Sequence[Tensor]
 
 
@@ -63,8 +65,8 @@ class LeGrad(Explainer):
 
     Raises:
         InputError: for another readout, or fewer than one layer.
-        UnsupportedModelError: for ``"class_token"`` with a model that pools its patch tokens; when called, if the norm
-            and the head cannot be run again by themselves.
+        UnsupportedModelError: when called, for ``"class_token"`` with a model whose head reads more than prefix tokens,
+            or if the norm and the head cannot be run again by themselves.
     """
 
     def __init__(
@@ -75,11 +77,6 @@ class LeGrad(Explainer):
         depth = len(self.vit.blocks)
         if layers is not None:
             check_at_least("layers", layers)
-        if readout == "class_token" and not self.vit.pools_class_token:
-            raise UnsupportedModelError(
-                f"legrad: {type(self.vit.net).__name__} has no class token that its head reads alone; "
-                "readout='mean' takes every model."
-            )
         self.layers = depth if layers is None else min(layers, depth)
         self.readout = readout
 
@@ -93,6 +90,11 @@ class LeGrad(Explainer):
         return _Kept(call.value.clone(), call.output[:, :, : self.vit.num_prefix_tokens].clone())
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        if self.readout == "class_token" and not trace.readout.reads_only_first(self.vit.num_prefix_tokens):
+            raise UnsupportedModelError(
+                f"legrad: {type(trace.module).__name__} has no class token that its head reads alone; "
+                "readout='mean' takes every model."
+            )
         layers = trace.graph if isinstance(trace.graph, _Layers) else self._replayed(trace)
         if layers is None:  # the trace is of somebody else's forward, or cannot be replayed
             trace = self._locally(replace(self.vit, root=trace.module), trace.images)
@@ -100,9 +102,15 @@ class LeGrad(Explainer):
             layers = trace.graph
         with autograd_anywhere(trace.images.device.type):
             logits = self._logits(trace, layers.tokens)  # [L·B, C]
-        gradients = class_gradients(logits, targets.repeat(self.layers, 1), layers.outputs)
-        rows = slice(None) if self.readout == "mean" else self.vit.readout
-        total = sum(_positive_part(value, g[:, :, :, rows]) for value, g in zip(layers.values, gradients, strict=True))
+        outputs = [output for of_block in layers.outputs for output in of_block]
+        gradients = iter(class_gradients(trace.scores(logits), targets.repeat(self.layers, 1), outputs))
+        rows = slice(None) if self.readout == "mean" else trace.readout.rows
+        # Attentions side by side have as many heads each: the mean over all is that of their means.
+        total = sum(
+            _positive_part(value, next(gradients)[:, :, :, rows]) / len(values)
+            for values in layers.values
+            for value in values
+        )
         assert isinstance(total, Tensor)  # there is a layer
         return self.to_grid(trace, total).transpose(0, 1)
 
@@ -117,9 +125,10 @@ class LeGrad(Explainer):
 
         trace = record(vit, images, {}, "cut", forward)
         graph: Any = trace.graph
-        chosen = slice(-self._chosen_calls(trace), None)
-        values = [call.value for call in graph.calls[chosen]]
-        return replace(trace, graph=_Layers(values, graph.outputs[chosen], tokens))
+        for calls in filter(None, graph.calls[-self.layers :]):
+            merge(calls)  # those that are no attentions side by side are refused
+        values = [[call.value for call in calls] for calls in graph.calls[-self.layers :]]
+        return replace(trace, graph=_Layers(values, graph.outputs[-self.layers :], tokens))
 
     def _replayed(self, trace: AttentionTrace) -> _Layers | None:
         """The same for the prefix tokens alone; None if it is not exact."""
@@ -129,25 +138,21 @@ class LeGrad(Explainer):
             outputs = [call.output.clone().to(self.vit.dtype).requires_grad_() for call in kept if call is not None]
             if not outputs or trace.replay(outputs) is None:
                 return None
-        chosen = slice(-self._chosen_calls(trace), None)
-        return _Layers([call.value for call in kept[chosen] if call is not None], outputs[chosen], tokens)
-
-    def _chosen_calls(self, trace: AttentionTrace) -> int:
-        return self.layers * trace.num_calls // len(self.vit.blocks)  # parallel blocks make several each
+        values = [[call.value] for call in kept[-self.layers :] if call is not None]
+        return _Layers(values, [[output] for output in outputs[-self.layers :]], tokens)
 
     def _logits(self, trace: AttentionTrace, layers: Sequence[Tensor]) -> Tensor:
         """What the norm and the head make of the tokens [B, R, D] of each layer: [L·B, C]."""
         every, prefix = layers[-1].shape[1], self.vit.num_prefix_tokens
-        for count in dict.fromkeys((prefix if self.vit.pools_class_token else every, every)):
+        for count in dict.fromkeys((prefix if trace.reads_only_prefix else every, every)):
             # In the place of what the head may read comes the mean. The last tokens themselves prove the way.
             means = self.readout == "mean"
             read = [x.mean(1, keepdim=True).expand(-1, count, -1) if means else x[:, :count] for x in layers]
             together = torch.cat([*read, layers[-1].detach()[:, :count]])
-            for skim in (True, False):
-                logits = trace.finish(together, skim)
-                batch = len(trace.logits)
-                if logits is not None and agree(logits[-batch:].detach(), trace.logits):
-                    return logits[:-batch]
+            logits = trace.finish(together)
+            batch = len(trace.logits)
+            if logits is not None and agree(logits[-batch:].detach(), trace.logits):
+                return logits[:-batch]
         raise UnsupportedModelError(
             f"legrad: {type(trace.module).__name__} gives other logits when its norm and head run again on the tokens "
             "of its last block."
@@ -166,8 +171,8 @@ def _separate(blocks: Sequence[nn.Module], keep: Callable[[Tensor], None]) -> It
 
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(lambda block, arguments, output: keep(output)).remove)
+            hooks.callback(block.register_forward_pre_hook(in_this_thread(enter), with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(in_this_thread(lambda block, _, output: keep(output))).remove)
         yield
 
 

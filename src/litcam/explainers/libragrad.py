@@ -80,9 +80,9 @@ class LibraGrad(Explainer):
         assert units is not None  # the blocks have run
         with autograd_anywhere(trace.images.device.type):
             # In double precision: a probability that is nearly 1 has a gradient all the same.
-            scores = graph.logits if score == "logit" else graph.logits.double().softmax(1)
-        at_logits, of_tokens, of_features, *gradients = class_gradients(
-            scores, targets, [graph.logits, units.tokens, units.features, *inputs]
+            scores = trace.scores(graph.logits) if score == "logit" else trace.probabilities(graph.logits.double())
+        at_logits, *gradients, of_tokens, of_features = class_gradients(
+            scores, targets, [graph.logits, *inputs], [units.tokens, units.features]
         )
         pairs = zip(gradients, inputs, strict=True)
         products = torch.stack([(full(gradient) * full(tokens.detach())).sum(-1) for gradient, tokens in pairs])

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litcam.errors import check_at_least, check_choice
+from litcam.errors import UnsupportedModelError, check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
-from litcam.vit.trace import AttentionTrace, agree
+from litcam.vit.tail import agree
+from litcam.vit.trace import AttentionTrace
 
 _GAUSSIAN = {(dy, dx): (2 - abs(dy)) * (2 - abs(dx)) / 16 for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
 KERNELS: dict[str, dict[tuple[int, int], float]] = {"gaussian": _GAUSSIAN, "dirac": {(0, 0): 1.0}}
@@ -67,18 +68,20 @@ class ReciproCAM(Explainer):
         self.batch_size = batch_size
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
-        one_attention = trace.num_calls == len(self.vit.blocks)
+        if self.feature == "norm1":
+            trace.check_features()
         with torch.autocast(trace.images.device.type, enabled=False):  # masks differ by less than bfloat16 resolves
-            logits = self._in_closed_form(trace) if self.vit.pools_class_token and one_attention else None
+            logits = self._in_closed_form(trace) if trace.reads_only_prefix and not trace.parallel else None
             if logits is None:
                 logits = self._directly(trace)
-        scores = logits.softmax(-1) if self.score == "softmax" else logits  # [B, patches, C]
+        score = trace.probabilities if self.score == "softmax" else trace.scores
+        scores: Tensor = score(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])  # [B, patches, C]
         chosen = scores.gather(2, targets[:, None].expand(-1, scores.shape[1], -1))
         return chosen.transpose(1, 2).reshape(*targets.shape, *trace.grid)
 
     def _in_closed_form(self, trace: AttentionTrace) -> Tensor | None:
         """Logits [B, patches, C] of all masks; None if the same way does not give the recorded logits without one."""
-        tokens, rows = self._tokens(trace), self.vit.readout
+        tokens, rows = self._tokens(trace), _rows(trace)
         weights = sorted(set(self.kernel.values()))
         # All patches at weight 1, at 0 (the same for every image) and, as a sample, at one between; then no mask.
         wanted = [(tokens, 1.0, self.keep), (tokens[:1], 0.0, self.keep), (tokens[:1], weights[0], self.keep)]
@@ -128,7 +131,7 @@ class ReciproCAM(Explainer):
 
         tokens, features = self._masked(torch.cat([tokens for tokens, _, _ in masked]), torch.cat(masks))
         trace.attend_last(tokens, capture, features)
-        (call,), rows = calls, self.vit.readout
+        (call,), rows = calls, _rows(trace)
         bias = call.bias if call.bias is None or call.bias.shape[-2] == 1 else call.bias[..., rows, :]
         if bias is not None and len(bias) != 1:  # one for each image, not one for all
             return []
@@ -172,7 +175,10 @@ class ReciproCAM(Explainer):
         for some in masks.split(max(1, self.batch_size // batch)):
             masked, features = self._masked(tokens.repeat_interleave(len(some), 0), some.repeat(batch, 1, 1))
             of_masks = trace.resume(masked, None, features, skim)
-            assert of_masks is not None  # it worked without masks
+            if of_masks is None or len(of_masks) != len(masked):
+                raise UnsupportedModelError(
+                    f"reciprocam: {type(trace.module).__name__} cannot run its last block on masked images."
+                )
             logits.append(of_masks.unflatten(0, (batch, len(some))))
         return torch.cat(logits, 1)
 
@@ -232,6 +238,11 @@ class _Capture:
         """Every token's part in numerator and denominator of the softmax: [B, H, R, N, d + 1]."""
         exponentials = (self.scores - peak[..., None]).exp()[..., None]
         return torch.cat([exponentials * self.value[:, :, None], exponentials], -1)
+
+
+def _rows(trace: AttentionTrace) -> slice:
+    """The first tokens, as far as the head reads any."""
+    return slice(0, int(trace.readout.tokens[-1]) + 1)
 
 
 def _overlap(grid: tuple[int, int], offset: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

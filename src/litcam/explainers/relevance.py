@@ -16,11 +16,15 @@ from litcam.errors import UnsupportedModelError
 from litcam.explainers.base import Explainer, check_layer, register
 from litcam.vit.context import autograd_anywhere
 from litcam.vit.gradients import class_gradients
+from litcam.vit.hooks import quiet_hooks
 from litcam.vit.lrp import share_linear, share_mean, share_product, share_sum
 from litcam.vit.model import ViT
+from litcam.vit.readout import Readout
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode
-from litcam.vit.trace import AttentionTrace, agree
+from litcam.vit.tail import agree
+from litcam.vit.threads import in_this_thread
+from litcam.vit.trace import AttentionTrace
 
 _ELEMENTS_AT_ONCE = 2**26  # of all N×N matrices of one kind
 _ELEMENTS_IN_CACHE = 2**19  # the same on a CPU
@@ -77,7 +81,7 @@ class Relevance(Explainer):
         assert isinstance(forward, _Forward)
         start = range(len(forward.blocks))[self.start_layer]  # counted from 0, if it was given from the end
         outputs = [block.call.output for block in forward.blocks[start:]]
-        gradients = class_gradients(forward.logits, targets, outputs)
+        gradients = class_gradients(trace.scores(forward.logits), targets, outputs)
         with autograd_anywhere(trace.images.device.type), torch.no_grad():
             row = _walk(forward, targets, start, gradients)  # [K, B, N]
         return self.to_grid(trace, row).transpose(0, 1)  # [B, K, gh, gw]
@@ -91,6 +95,9 @@ class Relevance(Explainer):
             return made[0].logits
 
         trace = record(vit, images, {}, "full", forward)
+        readout = trace.readout
+        with quiet_hooks(vit.root, trace.hooks):  # norms run again
+            made[0].follow(readout)
         return replace(trace, graph=made[0])
 
 
@@ -117,7 +124,7 @@ class _LinearCall:
     output: Tensor
     version: int
 
-    def share(self, relevance: Tensor, rows: slice = slice(None)) -> Tensor:
+    def share(self, relevance: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         """Relevance [K, B, …, I] of the input from that of the output, [K, B, …, O]; rows choose tokens of both."""
         x, weight = _full(self.input[:, rows]), _full(self.weight)
         if self.output._version != self.version:
@@ -126,6 +133,12 @@ class _LinearCall:
             output = _full(self.output[:, rows])
             product = output if self.bias is None else output - _full(self.bias)
         return share_linear(x, weight, product, relevance)
+
+    def mirrored(self) -> "_LinearCall":
+        """A layer of one output z as one of the scores (−z, z) of two classes."""
+        bias = None if self.bias is None else torch.cat([-self.bias, self.bias])
+        output = torch.cat([-self.output, self.output], -1)
+        return _LinearCall(self.input, torch.cat([-self.weight, self.weight]), bias, output, output._version)
 
 
 class _LinearMode(TorchFunctionMode):
@@ -182,19 +195,21 @@ class _Forward:
 
     def __init__(self, vit: ViT, images: Tensor) -> None:
         self.vit = vit
-        self.readout = vit.readout
         self._attention: list[AttentionCall] = []
         self._seen: dict[nn.Module | None, tuple[Tensor, Any]] = {}  # first argument and output of a module
         self._linears = _LinearMode()
         with ExitStack() as context:
             for watched in _watched(vit):
-                context.callback(watched.register_forward_hook(self._see).remove)
+                context.callback(watched.register_forward_hook(in_this_thread(self._see)).remove)
             context.enter_context(self._linears)
             context.enter_context(AttentionMode(self._attend))
             self.logits: Tensor = vit.root(images)
-        vit.check_attention(len(self._attention))
-        _check_blocks(vit)
-        self.blocks = [self._block(index, block) for index, block in enumerate(vit.blocks)]
+
+    def follow(self, readout: Readout) -> None:
+        """Find the way from the images to the logits in what has been seen."""
+        self.readout = readout
+        _check_blocks(self.vit)
+        self.blocks = [self._block(index, block) for index, block in enumerate(self.vit.blocks)]
         self.tokens = self._final_tokens()
         self.heads = self._heads()
 
@@ -253,10 +268,10 @@ class _Forward:
         return heads
 
     def _features(self) -> list[Tensor]:
-        """What the heads should read, each [B, D]: some tokens, or the mean of all patch tokens."""
-        tokens = self.tokens[:, self.readout].detach()
-        features = list(tokens.unbind(1)) if self.vit.pools_class_token else [tokens.mean(1)]
-        return [getattr(self.vit.net, "fc_norm", nn.Identity())(feature) for feature in features]
+        """What the heads should read, each [B, D]: weighted means of tokens."""
+        tokens = self.tokens.detach()
+        norm = getattr(self.vit.net, "fc_norm", nn.Identity())
+        return [norm(weights.to(tokens) @ tokens) for weights in self.readout.features]
 
 
 def _watched(vit: ViT) -> list[nn.Module]:
@@ -314,9 +329,9 @@ def _walk(forward: _Forward, targets: Tensor, start: int, gradients: Sequence[Te
         start: the first layer of the product.
         gradients: [K, B, H, N, d] at the attention outputs of the layers from ``start`` on.
     """
-    rows = forward.readout  # in the last block no other token has relevance
+    rows: slice | Tensor = forward.readout.rows  # in the last block no other token has relevance
     relevance = _head_relevance(forward, targets)  # [K, B, R, D]
-    own = forward.vit.readout_row(_full(forward.tokens[..., 0]))  # of I, kept apart: it would drown what is added
+    own = forward.readout.row(_full(forward.tokens[..., 0]))  # of I, kept apart: it would drown what is added
     gained = own.new_zeros(len(relevance), *own.shape)  # [K, B, N]
     for index in reversed(range(start, len(forward.blocks))):
         block, gradient = forward.blocks[index], gradients[index - start]
@@ -335,20 +350,22 @@ def _walk(forward: _Forward, targets: Tensor, start: int, gradients: Sequence[Te
 
 def _head_relevance(forward: _Forward, targets: Tensor) -> Tensor:
     """Relevance [K, B, R, D] of the tokens that the head reads, before the final norm."""
-    logits = F.one_hot(targets.T, forward.logits.shape[1]).to(_full(forward.logits).dtype)  # [K, B, C]
-    if len(forward.heads) == 2:
-        half, other_half = (_full(head.output) / 2 for head in forward.heads)
-        parts = share_sum(half, other_half, logits)
-        features = [head.share(part) for head, part in zip(forward.heads, parts, strict=True)]
+    mirror = forward.logits.shape[1] == 1 and not forward.vit.regression
+    heads = [head.mirrored() if mirror else head for head in forward.heads]
+    scores = F.one_hot(targets.T, heads[0].output.shape[1]).to(_full(forward.logits).dtype)  # [K, B, C]
+    if len(heads) == 2:
+        half, other_half = (_full(head.output) / 2 for head in heads)
+        parts = share_sum(half, other_half, scores)
+        features = [head.share(part) for head, part in zip(heads, parts, strict=True)]
     else:
-        features = [forward.heads[0].share(logits)]  # [K, B, D]
-    if forward.vit.pools_class_token:
-        return torch.stack(features, dim=2)
-    return share_mean(_full(forward.tokens[:, forward.readout]), features[0])
+        features = [heads[0].share(scores)]  # [K, B, D]
+    tokens = _full(forward.tokens[:, forward.readout.rows])
+    weights = forward.readout.features[:, forward.readout.tokens].to(tokens)  # [F, R]
+    return torch.stack([share_mean(tokens, *pair) for pair in zip(weights, features, strict=True)]).sum(0)
 
 
 def _attention_relevance(
-    call: AttentionCall, gradient: Tensor, relevance: Tensor, rows: slice, row: Tensor, further: bool
+    call: AttentionCall, gradient: Tensor, relevance: Tensor, rows: slice | Tensor, row: Tensor, further: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Walk back through an attention.
 

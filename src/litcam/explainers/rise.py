@@ -43,6 +43,7 @@ class RISE(Explainer):
     """
 
     on_pixels = True
+    needs_tokens = False
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class RISE(Explainer):
             for image, classes, heatmap in zip(images, targets, heatmaps, strict=True):
                 with eager():
                     logits = trace.module(image * masks[:, None].to(image.dtype))  # [n, C]
-                scores = full(logits).softmax(1)[:, classes]  # [n, K]
+                scores = trace.probabilities(full(logits))[:, classes]  # [n, K]
                 heatmap += torch.einsum("nk,nhw->khw", scores, masks.to(scores))
         return heatmaps / (self.probability * self.num_masks)
 

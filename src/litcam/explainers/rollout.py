@@ -34,7 +34,7 @@ class Rollout(Explainer):
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
         layers = trace.readings[self][self.start_layer :]
-        row = self.vit.readout_row(layers[0][:, 0])  # [B, N]
+        row = trace.readout.row(layers[0][:, 0])  # [B, N]
         for attention in reversed(layers):
             # Rows of Ā sum to one, so a row of Ā + I is normalised by two.
             row = (row + (row[:, None] @ attention)[:, 0]) / 2

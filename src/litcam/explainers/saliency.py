@@ -20,6 +20,7 @@ class Saliency(Explainer):
     """
 
     on_pixels = True
+    needs_tokens = False
 
     def __init__(self, net: nn.Module, balanced: bool = False) -> None:
         super().__init__(net)
@@ -31,5 +32,5 @@ class Saliency(Explainer):
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
         graph = graph_of(trace, self.autograd)
-        (gradients,) = class_gradients(graph.logits, targets, [graph.leaf])  # [K, B, 3, H, W]
+        (gradients,) = class_gradients(trace.scores(graph.logits), targets, [graph.leaf])  # [K, B, 3, H, W]
         return gradients.abs().amax(2).transpose(0, 1)

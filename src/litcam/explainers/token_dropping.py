@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from litcam.errors import check_at_least, check_choice
+from litcam.errors import UnsupportedModelError, brief, check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
 from litcam.vit.context import eager
 from litcam.vit.model import ViT
@@ -34,7 +34,7 @@ class TokenDropping(Explainer):
 
     Raises:
         InputError: for another score, or a batch size below 1.
-        UnsupportedModelError: when called, for weights in half precision.
+        UnsupportedModelError: when called, for weights in half precision, or a model that wants all its tokens.
     """
 
     small_differences = True
@@ -49,6 +49,7 @@ class TokenDropping(Explainer):
         self.batch_size = batch_size
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
+        trace.check_tail()
         drops = [self._drops(trace, *pair) for pair in zip(trace.images, targets, strict=True)]
         return torch.stack(drops).reshape(*targets.shape, *trace.grid)
 
@@ -71,9 +72,14 @@ class TokenDropping(Explainer):
                 images = images.expand(len(left_out), -1, -1, -1)
                 tokens = torch.arange(trace.last_input.tokens.shape[1], device=image.device)
                 context.enter_context(_without(self.vit, tokens != left_out[:, None]))
-            logits = trace.module(images)
-        scores: Tensor = logits.double() if self.score == "logit" else logits.double().softmax(1)
-        return scores
+            try:
+                logits = trace.module(images)
+            except RuntimeError as error:  # of shapes that do not fit
+                raise UnsupportedModelError(
+                    f"token_dropping: {type(trace.module).__name__} does not run with tokens left out ({brief(error)})."
+                ) from error
+        score = trace.scores if self.score == "logit" else trace.probabilities
+        return score(logits.double())
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from litcam.errors import UnsupportedModelError
 from litcam.explainers.base import Explainer, register
-from litcam.vit.gradients import AttentionGradient, class_gradients
+from litcam.vit.gradients import AttentionGradient, attention_gradients
 from litcam.vit.model import ViT
+from litcam.vit.readout import Readout
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import full
 from litcam.vit.threads import in_this_thread
@@ -55,12 +56,17 @@ class TokenTM(Explainer):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
-        self.parts = [part for block in self.vit.blocks if (part := self.vit.mlp_reader(block)) is not None]
-        if len(self.parts) < len(self.vit.blocks):
+        self._parts()
+
+    def _parts(self) -> list[nn.Module]:
+        """The modules that read the tokens between attention and MLP, one of each block."""
+        parts = [part for block in self.vit.blocks if (part := self.vit.mlp_reader(block)) is not None]
+        if len(parts) < len(self.vit.blocks):
             raise UnsupportedModelError(
                 f"tokentm needs blocks with an attention and then an MLP, each with a skip connection; those of "
                 f"{type(self.vit.net).__name__} are {type(self.vit.blocks[0]).__name__}."
             )
+        return parts
 
     def trace(self, images: Tensor) -> AttentionTrace:
         return self._trace(self.vit, images)
@@ -70,15 +76,14 @@ class TokenTM(Explainer):
             trace = self._trace(replace(self.vit, root=trace.module), trace.images)
         forward = trace.graph
         assert isinstance(forward, _Forward)
-        gradients = class_gradients(forward.graph.logits, targets, forward.graph.outputs)
-        layers = [AttentionGradient(*pair) for pair in zip(forward.graph.calls, gradients, strict=True)]
-        return self.to_grid(trace, self._rows(forward, layers).transpose(0, 1))
+        readout = trace.readout
+        layers = attention_gradients(forward.graph, trace.scores(forward.graph.logits), targets)
+        return self.to_grid(trace, self._rows(forward, layers, readout).transpose(0, 1))
 
-    def _rows(self, forward: _Forward, layers: Sequence[AttentionGradient]) -> Tensor:
+    def _rows(self, forward: _Forward, layers: Sequence[AttentionGradient], readout: Readout) -> Tensor:
         """The readout's row of C_L: [K, B, N]."""
         first = full(forward.tokens[0][0])
-        readout = self.vit.readout_row(first[..., 0])  # [B, N]
-        rows = [readout] * len(layers[0].gradients)
+        rows = [readout.row(first[..., 0])] * len(layers[0].gradients)
         for layer, (before, between, after) in zip(reversed(layers), reversed(forward.tokens), strict=True):
             of_attention, of_mlp = _weights(before, between), _weights(between, after)  # [B, N]
             mixing = layer.call.weights().mean(1) * of_attention[:, None]  # [B, N, N]
@@ -96,7 +101,7 @@ class TokenTM(Explainer):
 
         def forward(images: Tensor) -> Tensor:
             with ExitStack() as hooks:
-                for block, part in zip(vit.blocks, self.parts, strict=True):
+                for block, part in zip(vit.blocks, self._parts(), strict=True):
                     hooks.callback(block.register_forward_pre_hook(_keeper(before), with_kwargs=True).remove)
                     hooks.callback(part.register_forward_pre_hook(_keeper(between), with_kwargs=True).remove)
                     hooks.callback(

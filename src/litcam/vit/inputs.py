@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litcam.errors import InputError, LitcamError
-from litcam.logits import check_logits
+from litcam.logits import check_logits, num_targets, predicted_classes
 from litcam.vit.model import ViT
 from litcam.vit.precision import FLOATS, in_precision_of, takes
 
@@ -29,14 +29,13 @@ def check_images(vit: ViT, images: object) -> Tensor:
     Whether the model takes their channels is seen when it runs, see :func:`fitting`.
 
     Raises:
-        InputError: unless they are floats [B, C, H, W] of a size that the net takes, finite in the net's precision.
+        InputError: unless they are floats [B, C, H, W], finite in the net's precision.
     """
     if not isinstance(images, Tensor) or not _is_batch(images):
         raise InputError(f"images have to be a normalised float tensor [B, 3, H, W], not {_described(images)}.")
     images = images.detach().as_subclass(Tensor)
     if 0 in images.shape[1:]:
         raise InputError(f"images {list(images.shape)} have no pixels; [B, 3, H, W] is needed.")
-    vit.check_size(images)
     images = in_precision_of(vit.root, images)
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -121,7 +120,7 @@ def _possible_channels(module: nn.Module) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_targets(targets: object, logits: Tensor) -> Tensor:
+def check_targets(targets: object, logits: Tensor, regression: bool = False) -> Tensor:
     """Class indices [B] or [B, K], int64 on the logits' device; None means the predicted classes.
 
     A matrix of zeros and ones with a column for each of three classes or more is refused, for it is one of labels: as
@@ -130,15 +129,16 @@ def check_targets(targets: object, logits: Tensor) -> Tensor:
     Args:
         targets: a tensor, an array, or a sequence of numbers.
         logits: [B, C], of the images.
+        regression: whether the model was declared one.
 
     Raises:
         InputError: for anything else.
     """
     if targets is None:
         check_logits(logits, "images")
-        return logits.argmax(1)
+        return predicted_classes(logits, regression)
     indices = _as_tensor(targets)
-    batch, classes = logits.shape
+    batch, classes = len(logits), num_targets(logits, regression)
     if indices.dtype not in _INTEGERS and (indices.numel() or indices.ndim != 1):  # of [] torch makes float32
         remedy = "targets.long()" if indices.ndim < 2 else "targets.argmax(1) of one-hot labels"
         raise InputError(f"targets have to be class indices (integers), not {indices.dtype}; {remedy} gives such.")

@@ -93,17 +93,21 @@ def share_sum(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def share_mean(tokens: Tensor, relevance: Tensor) -> Tensor:
-    """Mean over T tokens, a linear layer of equal weights: to each by its contribution, R_t = x_t/T ⊙ R/mean.
+def share_mean(tokens: Tensor, weights: Tensor, relevance: Tensor) -> Tensor:
+    """Weighted mean of T tokens, a linear layer: to each by its contribution, R_t = w_t·x_t ⊙ R/mean.
 
-    The papers' models read a class token; this is the input-times-gradient rule of the authors' pooling layers.
+    The papers' models read a class token, which gets all of it; this is the input-times-gradient rule of the authors'
+    pooling layers.
 
     Args:
         tokens: [B, T, D]
+        weights: [T], which sum to one.
         relevance: [K, B, D], of the mean.
 
     Returns:
         [K, B, T, D], relevance of the tokens; 0 where the mean is 0.
     """
-    share = safe_divide(relevance, tokens.mean(1)) / tokens.shape[1]
-    return share[:, :, None] * tokens
+    if int(weights.count_nonzero()) == 1:  # no mean at all
+        return (weights != 0).to(tokens)[:, None] * relevance[:, :, None]
+    share = safe_divide(relevance, weights @ tokens)
+    return share[:, :, None] * (weights[:, None] * tokens)

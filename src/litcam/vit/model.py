@@ -5,7 +5,7 @@ One subclass of :class:`ViT` per library: timm, torchvision and transformers nam
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 
 from litcam.errors import InputError, UnsupportedModelError
+from litcam.logits import is_regression
 
 SUPPORTED = (
     "timm's vit, deit, deit3, dinov2, dinov3, clip, siglip, beit, eva and rope families, torchvision's "
@@ -34,10 +35,19 @@ class ViT(ABC):
     Attributes:
         root: what is called with images and returns logits: the net itself, or a module that holds it.
         net: the Vision Transformer.
+        others: further Vision Transformers in the root, which must not run.
+        given: what the user gave, in which the root may be a part.
     """
 
     root: nn.Module
     net: Any
+    others: tuple["ViT", ...] = field(default=(), repr=False, compare=False)
+    given: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def regression(self) -> bool:
+        """Whether it was declared a regression."""
+        return is_regression(self.root) or is_regression(self.given)
 
     @staticmethod
     @abstractmethod
@@ -56,8 +66,8 @@ class ViT(ABC):
 
     @property
     @abstractmethod
-    def num_head_tokens(self) -> int:
-        """How many of the prefix tokens the head reads; 0 where it pools the patch tokens."""
+    def embedding(self) -> nn.Module | None:
+        """The module that makes patch tokens of the pixels."""
 
     @property
     @abstractmethod
@@ -67,23 +77,6 @@ class ViT(ABC):
     @abstractmethod
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of (H, W) pixels."""
-
-    @property
-    def pools_class_token(self) -> bool:
-        """Whether the head reads prefix tokens alone, and not the patch tokens."""
-        return self.num_head_tokens > 0
-
-    @property
-    def readout(self) -> slice:
-        """The tokens that the head reads: class token (and distillation token), or all patch tokens."""
-        return slice(0, self.num_head_tokens) if self.pools_class_token else slice(self.num_prefix_tokens, None)
-
-    def readout_row(self, tokens: Tensor) -> Tensor:
-        """Weights of the mean over the tokens that the head reads, for token values [..., N] and of their shape."""
-        row = torch.zeros_like(tokens)
-        read = row[..., self.readout]
-        read += 1 / read.shape[-1]
-        return row
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,17 +106,6 @@ class ViT(ABC):
                 "resize them, or create the net with another img_size."
             )
 
-    def check_attention(self, calls: int) -> None:
-        """Raise UnsupportedModelError unless every block made a self-attention call."""
-        if calls and calls % len(self.blocks) == 0:
-            return
-        raise UnsupportedModelError(
-            f"{type(self.net).__name__} has {len(self.blocks)} blocks but made {calls} self-attention calls through "
-            f"torch's scaled_dot_product_attention, so it cannot be explained: supported are {SUPPORTED}, with fused "
-            "attention on (timm.layers.set_fused_attn(True) before the net is created; attn_implementation='sdpa' in "
-            "transformers)."
-        )
-
 
 @dataclass(frozen=True)
 class TimmViT(ViT):
@@ -143,11 +125,8 @@ class TimmViT(ViT):
         return int(self.net.num_prefix_tokens)
 
     @property
-    def num_head_tokens(self) -> int:
-        pools = getattr(self.net, "attn_pool", None) is not None or getattr(self.net, "global_pool", "") != "token"
-        if pools or self.num_prefix_tokens == 0:
-            return 0
-        return 2 if hasattr(self.net, "dist_token") else 1
+    def embedding(self) -> nn.Module | None:
+        return getattr(self.net, "patch_embed", None) or getattr(self.net, "embeds", None)
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -184,8 +163,9 @@ class TorchvisionViT(ViT):
         return 1
 
     @property
-    def num_head_tokens(self) -> int:
-        return 1
+    def embedding(self) -> nn.Module | None:
+        embedding: nn.Module = self.net.conv_proj
+        return embedding
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -198,10 +178,7 @@ class TorchvisionViT(ViT):
 
 @dataclass(frozen=True)
 class TransformersViT(ViT):
-    """A ViT, DeiT, DINOv2 or DINOv3 of Hugging Face transformers, in a module that returns logits.
-
-    The head is taken to read the class token (of a distilled DeiT: and the distillation token).
-    """
+    """A ViT, DeiT, DINOv2 or DINOv3 of Hugging Face transformers, in a module that returns logits."""
 
     @staticmethod
     def recognises(module: nn.Module) -> bool:
@@ -218,8 +195,9 @@ class TransformersViT(ViT):
         return 1 + hasattr(self.net.embeddings, "distillation_token") + registers
 
     @property
-    def num_head_tokens(self) -> int:
-        return 1 + hasattr(self.net.embeddings, "distillation_token")
+    def embedding(self) -> nn.Module | None:
+        embedding: nn.Module = self.net.embeddings.patch_embeddings
+        return embedding
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -260,18 +238,26 @@ def find_vit(module: nn.Module) -> ViT:
     if not isinstance(module, nn.Module):
         raise UnsupportedModelError(f"net has to be a torch.nn.Module, not {type(module).__name__}.")
     root = uncompiled(module)
+    found: list[ViT] = []
+    inside: set[nn.Module] = set()
     for candidate in root.modules():
-        if uncompiled(candidate) is not candidate:  # the wrapper has all attributes of what it wraps, which comes next
-            continue
-        for kind in (TimmViT, TorchvisionViT, TransformersViT):
-            if kind.recognises(candidate):
-                _check_observable(root, candidate)
-                return kind(root, candidate)
-    _check_observable(root, root)
-    raise UnsupportedModelError(
-        f"{type(root).__name__} holds no Vision Transformer with global attention in every block; "
-        f"supported are {SUPPORTED}."
-    )
+        # A compiled module's wrapper has all attributes of what it wraps, which comes next.
+        kind = None if candidate in inside or uncompiled(candidate) is not candidate else _kind_of(candidate)
+        if kind is not None:
+            inside.update(candidate.modules())
+            found.append(kind(root, candidate))
+    _check_observable(root, found[0].net if found else root)
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(root).__name__} holds no Vision Transformer with global attention in every block; "
+            f"supported are {SUPPORTED}."
+        )
+    return replace(found[0], others=tuple(found[1:]), given=module)
+
+
+def _kind_of(module: nn.Module) -> type[ViT] | None:
+    kinds: tuple[type[ViT], ...] = (TimmViT, TorchvisionViT, TransformersViT)
+    return next((kind for kind in kinds if kind.recognises(module)), None)
 
 
 def _check_observable(root: nn.Module, inside: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Scaled dot-product attention as it happens: a call, its arguments, and the mode that sees it and may answer it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ class AttentionCall:
     scale: float
     output: Tensor
 
-    def scores(self, rows: slice = slice(None)) -> Tensor:
+    def scores(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Scores before the softmax of the chosen query rows, S = q·kᵀ·scale + bias: [B, H, R, N], float32 at least."""
         scores = full(self.query[:, :, rows]) @ full(self.key).transpose(-2, -1) * self.scale
         if self.bias is None:
@@ -40,7 +40,7 @@ class AttentionCall:
         bias = self.bias if self.bias.shape[-2] == 1 else self.bias[..., rows, :]
         return scores + full(bias)
 
-    def weights(self, rows: slice = slice(None)) -> Tensor:
+    def weights(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Attention A = softmax(S) of the chosen query rows: [B, H, R, N], float32 at least."""
         return self.scores(rows).softmax(-1)
 
@@ -87,6 +87,34 @@ class AttentionArguments:
             bias = torch.zeros_like(bias, dtype=self.query.dtype).masked_fill_(~bias, float("-inf"))
         scale = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
         return AttentionCall(self.query, self.key, self.value, bias, scale, output)
+
+
+def merge(calls: Sequence[AttentionCall]) -> AttentionCall:
+    """The self-attention calls of one block as one call: parallel attentions are one with the heads of all.
+
+    Raises:
+        UnsupportedModelError: for calls that are no attentions of their own, such as the two of a differential
+            attention, which weigh the same values.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    first = calls[0]
+    same = all(call.query.shape == first.query.shape and call.scale == first.scale for call in calls)
+    if not same or any(torch.equal(call.value, first.value) for call in calls[1:]):
+        raise UnsupportedModelError(
+            f"A block of the model makes {len(calls)} self-attention calls that are not attentions side by side (as "
+            "the two of a differential attention, one of which is subtracted): methods that read attention cannot "
+            "combine them; rise, saliency, gradcam and token_dropping do not need to."
+        )
+    query, key, value, output = (
+        torch.cat([getattr(call, name) for call in calls], 1) for name in ("query", "key", "value", "output")
+    )
+    biases = [call.bias for call in calls]
+    bias = None
+    if any(one is not None for one in biases):
+        shape = (len(query), first.query.shape[1], query.shape[2], key.shape[2])
+        bias = torch.cat([query.new_zeros(shape) if one is None else one.expand(shape) for one in biases], 1)
+    return AttentionCall(query, key, value, bias, first.scale, output)
 
 
 Handler = Callable[[AttentionArguments, Callable[[], Tensor]], Tensor]

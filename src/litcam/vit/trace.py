@@ -2,25 +2,32 @@
 
 Every current ViT computes attention through ``torch.nn.functional.scaled_dot_product_attention``. A function mode
 around the blocks of one forward sees each of those calls, in order; no module is patched and no N×N matrix is built.
-A trace can also be entered again: with the prefix tokens alone (:meth:`AttentionTrace.replay`), or at the last block
-(:meth:`AttentionTrace.resume`).
+A trace can also be entered again: with the prefix tokens alone (:meth:`AttentionTrace.replay`), at the last block
+(:meth:`AttentionTrace.resume`) or behind it (:meth:`AttentionTrace.finish`). The image is another one then, so that
+logits which are the recorded ones again prove that nothing else of the image reached them.
 
 Knows no explanation method: those say for themselves what they read from a call.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from litcam.errors import UnsupportedModelError
+from litcam.logits import class_scores, probabilities
 from litcam.vit.balanced import BalancedForward
-from litcam.vit.context import eager, frozen
+from litcam.vit.context import eager, evaluating, frozen
+from litcam.vit.hooks import Hook, quiet_hooks
 from litcam.vit.model import ViT
+from litcam.vit.place import prove_place
+from litcam.vit.readout import Readout, check_tail, observe_readout
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode, Handler
+from litcam.vit.tail import agree, foreign_image, run_tail
+from litcam.vit.threads import in_this_thread
 
 Reader = Callable[[AttentionCall], Any]
 Autograd = Literal["full", "cut", "balanced", "balanced cut"]  # cut: along skip connections and MLPs only
@@ -42,16 +49,53 @@ class Graph:
     Attributes:
         leaf: where it starts: images [B, 3, H, W], or the features [B, N, D] that the last block's attention reads.
         logits: [B, C].
-        calls: the attention calls, first block first; detached.
+        calls: for each block its attention calls, first block first; detached.
         outputs: their outputs [B, H, N, d], in the graph.
         balance: what more there is of a balanced forward, None of any other.
     """
 
     leaf: Tensor
     logits: Tensor
-    calls: Sequence[AttentionCall]
-    outputs: Sequence[Tensor]
+    calls: Sequence[Sequence[AttentionCall]]
+    outputs: Sequence[Sequence[Tensor]]
     balance: BalancedForward | None = None
+
+    @property
+    def all_outputs(self) -> list[Tensor]:
+        """The outputs of all calls of all blocks."""
+        return [output for of_block in self.outputs for output in of_block]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the Vision Transformer.
+
+    Attributes:
+        embedded: the size (H, W) of the images that were cut into patches; None where that could not be seen.
+        in_place: whether those were the very images that the module got.
+        prefix: [B, P, D], the prefix tokens that entered the first block.
+        last_input: what entered the last block.
+        last_output: [B, N, D], what left it.
+        calls_per_block: how many self-attention calls each block made; parallel blocks make several.
+        readings: what each reader made of the attention of every block, first block first; tensors with the batch in
+            front.
+    """
+
+    embedded: tuple[int, int] | None
+    in_place: bool
+    prefix: Tensor
+    last_input: BlockInput
+    last_output: Tensor
+    calls_per_block: tuple[int, ...]
+    readings: Mapping[Hashable, Sequence[Any]]
+
+
+@dataclass
+class _Proven:
+    """What has been proven of a trace, for all who ask."""
+
+    grid: tuple[int, int] | None = None
+    readout: Readout | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +107,8 @@ class AttentionTrace:
         module: what was called: ``vit.root``, or ``vit.net`` where the root's own forward was not used.
         images: [B, 3, H, W], as they were given to ``module``.
         logits: [B, C], as ``module`` returned them.
-        prefix: [B, P, D], the prefix tokens that entered the first block.
-        last_input: what entered the last block.
-        num_calls: how many self-attention calls there were; parallel blocks make several each.
-        readings: what each reader made of every attention call, first block first; tensors with the batch in front.
+        passed: the run of the Vision Transformer, or the reason why there is none that could be explained.
+        hooks: those of the user's forward hooks that changed something; the others are not to see what is run again.
         graph: the forward itself, where it was run with autograd: a :class:`Graph`, or what a method has of its own.
     """
 
@@ -74,47 +116,154 @@ class AttentionTrace:
     module: nn.Module
     images: Tensor
     logits: Tensor
-    prefix: Tensor
-    last_input: BlockInput
-    num_calls: int
-    readings: Mapping[Hashable, Sequence[Any]]
+    passed: Pass | str
+    hooks: Collection[Hook] = ()
     graph: object | None = None
+    _proven: _Proven = field(default_factory=_Proven, repr=False, compare=False)
+
+    def check(self) -> None:
+        """Raise UnsupportedModelError where the tokens of one run do not make up the logits."""
+        if isinstance(self.passed, str):
+            raise UnsupportedModelError(self.passed)
+
+    @property
+    def run(self) -> Pass:
+        """The one run of the Vision Transformer.
+
+        Raises:
+            UnsupportedModelError: if there were several, or of other images.
+        """
+        self.check()
+        assert isinstance(self.passed, Pass)
+        return self.passed
+
+    @property
+    def prefix(self) -> Tensor:
+        """[B, P, D], the prefix tokens that entered the first block."""
+        return self.run.prefix
+
+    @property
+    def last_input(self) -> BlockInput:
+        """What entered the last block."""
+        return self.run.last_input
+
+    @property
+    def last_output(self) -> Tensor:
+        """[B, N, D], the tokens that left the last block."""
+        return self.run.last_output
+
+    @property
+    def readings(self) -> Mapping[Hashable, Sequence[Any]]:
+        """What each reader made of the attention of every block, first block first."""
+        return self.run.readings
+
+    @property
+    def parallel(self) -> bool:
+        """Whether some block made several self-attention calls."""
+        return max(self.run.calls_per_block) > 1
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        return self.vit.grid((self.images.shape[-2], self.images.shape[-1]))
+        """Rows and columns of the patch grid, proven to lie on the images as they were given.
+
+        Raises:
+            UnsupportedModelError: if a patch does not belong to its part of the image.
+        """
+        if self._proven.grid is None:
+            run = self.run
+            tokens = run.last_input.tokens.shape[1]
+            with self._apart():
+                self._proven.grid = prove_place(self.vit, self.module, self.images, run.embedded, run.in_place, tokens)
+        return self._proven.grid
+
+    @property
+    def readout(self) -> Readout:
+        """The tokens that the logits read; with the proof that they are made of nothing else.
+
+        Raises:
+            UnsupportedModelError: if they are.
+        """
+        if self._proven.readout is None:
+            tokens = self.last_output.to(self.vit.dtype)
+            with self._apart():
+                self._proven.readout = observe_readout(self.vit, self.module, self.images, tokens, self.logits)
+        return self._proven.readout
+
+    def check_features(self) -> None:
+        """Raise UnsupportedModelError if the attentions of the last block read no features in common."""
+        if self.parallel and self.vit.feature_norm is None:
+            raise UnsupportedModelError(
+                f"The last block of {type(self.vit.net).__name__} has several attentions, each with a norm of its own: "
+                "methods on the features that its attention reads cannot explain it."
+            )
+
+    def check_tail(self) -> None:
+        """Raise UnsupportedModelError if the logits are made of more than the tokens that left the last block."""
+        if self._proven.readout is None:
+            tokens = self.last_output.to(self.vit.dtype)
+            with self._apart(), torch.no_grad():
+                check_tail(self.vit, self.module, self.images, tokens, self.logits)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """For forwards that are not the user's."""
+        with evaluating(self.vit.root), quiet_hooks(self.vit.root, self.hooks):
+            yield
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """The scores of all targets from logits of the module, see :func:`litcam.logits.class_scores`."""
+        return class_scores(logits, self.vit.regression)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Their probabilities, see :func:`litcam.logits.probabilities`."""
+        return probabilities(logits, self.vit.regression)
+
+    @property
+    def reads_only_prefix(self) -> bool:
+        """Whether the logits read prefix tokens alone; False also where it cannot be told what they read."""
+        try:
+            return self.readout.reads_only_first(self.vit.num_prefix_tokens)
+        except UnsupportedModelError:
+            return False
 
     def select(self, indices: Tensor) -> "AttentionTrace":
         """The trace of some images of the batch."""
         if len(indices) == len(self.images) and bool((indices.cpu() == torch.arange(len(indices))).all()):
             return self
         indices = indices.to(self.images.device)
-        return replace(
-            self,
-            images=self.images[indices],
-            logits=self.logits[indices],
-            prefix=self.prefix[indices],
-            last_input=replace(self.last_input, tokens=self.last_input.tokens[indices]),
-            readings=_map_tensors(lambda tensor: tensor[indices], self.readings),
-            graph=None,
+        images, logits = self.images[indices], self.logits[indices]
+        if isinstance(self.passed, str):
+            return replace(self, images=images, logits=logits, graph=None)
+        run = self.passed
+        passed = replace(
+            run,
+            prefix=run.prefix[indices],
+            last_input=replace(run.last_input, tokens=run.last_input.tokens[indices]),
+            last_output=run.last_output[indices],
+            readings=_map_tensors(lambda tensor: tensor[indices], run.readings),
         )
+        return replace(self, images=images, logits=logits, passed=passed, graph=None)
 
     def replay(self, outputs: Sequence[Tensor], prefix: Tensor | None = None) -> Tensor | None:
-        """Logits [B, C] of the prefix tokens alone, every attention call answered by the given outputs [B, H, P, d].
+        """Logits [B, C] of the prefix tokens alone, every attention answered by the given outputs [B, H, P, d].
 
-        No token but the prefix tokens reaches the head of a class-token model, and with the attention outputs given
-        none of them needs the others: P tokens go through the net in place of N. To be called with autograd on; the
-        logits are differentiable in ``outputs``, and in ``prefix`` where it is given: the recorded one, as a leaf.
+        Where the head reads prefix tokens no other token reaches it, and with the attention outputs given none of them
+        needs the others: P tokens go through the net in place of N. To be called with autograd on; the logits are
+        differentiable in ``outputs``, and in ``prefix`` where it is given: the recorded one, as a leaf.
+
+        Args:
+            outputs: one for each block; those of several calls have their heads one after the other.
+            prefix: [B, P, D].
 
         Returns:
             None where the net cannot be replayed, or where the replayed logits differ from the recorded ones: its way
             from tokens to logits is then another one.
         """
-        if not self.vit.pools_class_token:
-            return None
-        answers = iter(outputs)
+        counts = self.run.calls_per_block
+        answers = iter([part for output, n in zip(outputs, counts, strict=True) for part in output.chunk(n, dim=1)])
         prefix = self.prefix.to(outputs[0].dtype) if prefix is None else prefix
+        if prefix.shape[1] == 0:
+            return None
         with AttentionMode(lambda arguments, attend: next(answers)):
             logits = self._again({0: BlockInput(prefix, (), {})}, skim=True)
         return logits if logits is not None and agree(logits.detach(), self.logits) else None
@@ -156,7 +305,7 @@ class AttentionTrace:
             in_last_block = True
 
         with ExitStack() as hooks:
-            hooks.callback(self.vit.blocks[-1].register_forward_pre_hook(enter).remove)
+            hooks.callback(self.vit.blocks[-1].register_forward_pre_hook(in_this_thread(enter)).remove)
             tokens = hooks.enter_context(self._changed(tokens, features))
             hooks.enter_context(AttentionMode(answer))
             last = replace(self.last_input, tokens=tokens) if whole else BlockInput(tokens, (), {})
@@ -181,25 +330,18 @@ class AttentionTrace:
             "methods that start at the last block cannot explain it."
         )
 
-    def finish(self, tokens: Tensor, skim: bool = True) -> Tensor | None:
+    def finish(self, tokens: Tensor) -> Tensor | None:
         """Logits [R, C] of tokens [R, n, D] that leave the last block in place of the recorded ones.
 
         To be relied on only once it has led to the recorded logits, by :func:`agree`.
 
         Args:
             tokens: R may be other than B; n may be P where the head reads prefix tokens alone.
-            skim: pass the blocks by one token alone, as in :meth:`resume`.
 
         Returns:
             None where the net does not work that way.
         """
-        inputs = {0: BlockInput(self.last_input.tokens[:1, :1], (), {})} if skim else {}
-        with ExitStack() as context:
-            hook = self.vit.blocks[-1].register_forward_hook(lambda block, arguments, output: tokens)
-            context.callback(hook.remove)
-            if skim:
-                context.enter_context(AttentionMode(_skim))
-            return self._again(inputs, skim)
+        return run_tail(self.vit, self.module, self.images, lambda entered: tokens)
 
     def attend_last(self, tokens: Tensor, handle: Handler, features: Callable[[Tensor], Tensor] | None = None) -> None:
         """Run the last block alone on tokens [R, N, D] until its attention has been handled; see :meth:`resume`."""
@@ -223,14 +365,14 @@ class AttentionTrace:
         if features is None or norm is None:
             yield tokens if features is None else features(tokens)
             return
-        hook = norm.register_forward_hook(lambda _, inputs, output: features(output))
+        hook = norm.register_forward_hook(in_this_thread(lambda _, inputs, output: features(output)))
         try:
             yield tokens
         finally:
             hook.remove()
 
     def _again(self, inputs: Mapping[int, BlockInput], skim: bool) -> Tensor | None:
-        """Run the module again with these inputs of some blocks.
+        """Run the module again, on another image, with these inputs of some blocks.
 
         With ``skim`` they replace all that comes from the image, so that one image will do, and blocks without an input
         of their own get the tokens alone.
@@ -248,19 +390,17 @@ class AttentionTrace:
 
         with ExitStack() as hooks:
             for index, block in enumerate(self.vit.blocks):
-                hooks.callback(block.register_forward_pre_hook(hook(index), with_kwargs=True).remove)
+                hooks.callback(block.register_forward_pre_hook(in_this_thread(hook(index)), with_kwargs=True).remove)
             hooks.enter_context(eager())
             hooks.enter_context(frozen(self.module))
+            image = foreign_image(self.images)
             try:
-                logits = self.module(self.images[:1].clone() if skim else self.images.clone())
+                logits = self.module(image if skim else image.expand(len(self.images), -1, -1, -1))
+            except UnsupportedModelError:
+                raise
             except Exception:  # a net that wants all tokens in every block
                 return None
         return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
-
-
-def _skim(arguments: AttentionArguments, attend: Callable[[], Tensor]) -> Tensor:
-    """Answers self-attention at no cost; an attention pool belongs to the head."""
-    return arguments.query if arguments.is_self_attention else attend()
 
 
 class _Handled(Exception):
@@ -277,12 +417,3 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         parts = [_map_tensors(function, part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # a NamedTuple takes fields
     return value
-
-
-def agree(replayed: Tensor, recorded: Tensor) -> bool:
-    """Whether logits are equal within the rounding of the coarser dtype (of the autocast forward, say)."""
-    if replayed.shape != recorded.shape:
-        return False
-    tolerance = 1e-3 if recorded.dtype in (torch.float32, torch.float64) else 0.1
-    error = (replayed.double() - recorded.double()).abs().amax()
-    return bool(error <= tolerance * recorded.double().abs().amax()) or not bool(recorded.isfinite().all())
