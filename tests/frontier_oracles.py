@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from oracles import Trace, assert_faithful, head_rows
+from oracles import NoMap, Trace, assert_faithful, is_parallel, readout_weights
+from oracles import readout as read_row
 
 Norm = Callable[[Any, Tensor], Tensor]
 
@@ -44,18 +45,49 @@ def scaled(layer: Any, x: Tensor) -> Tensor:
     return x if isinstance(layer, nn.Identity) else x * layer.gamma
 
 
-def logits_of(net: Any, tokens: Tensor, constant: bool, pooled: Tensor | None = None) -> Tensor:
-    """Norm and head of the tokens [N, D] that leave the last block; or of a token [D] in place of what is pooled."""
-    rows = head_rows(net)
+def logits_of(net: Any, results: list[Tensor], constant: bool, pooled: Tensor | None = None) -> Tensor:
+    """Norm and head of the tokens [N, D] that leave every block; or of a token [D] in place of all tokens."""
     if pooled is not None:
-        features = [norm(net.norm, pooled, constant)] * len(rows or [0])
-    else:
-        normed = norm(net.norm, tokens, constant)
-        features = [normed[net.num_prefix_tokens :].mean(0)] if rows is None else [normed[i] for i in rows]
-    heads = [net.head, net.head_dist] if len(features) == 2 else [net.head]
-    outputs = []
-    for head, feature in zip(heads, features, strict=True):
-        outputs.append(norm(net.fc_norm, feature, constant) @ head.weight.T + head.bias)
+        results = [pooled.expand(len(results[-1]), -1)]
+    return head_of(net, features_of(net, results, constant), constant)
+
+
+def features_of(
+    net: Any, results: list[Tensor], constant: bool, shift: Tensor | float = 0.0, units: Tensor | float = 1.0
+) -> Tensor:
+    """What the head reads, [F, D]: weighted means of the normed tokens, of the blocks that a net names as `taps`.
+
+    `shift` is added to the normed tokens; `units` multiply the bias that an attention pool adds to each of them.
+    """
+    normed = norm(net.norm, results[-1], constant) + shift
+    if net.global_pool in ("max", "avgmax"):
+        return net.pool(normed[None])
+    if net.global_pool == "map":
+        return attention_pool(net.attn_pool, normed, constant, units)
+    weights = readout_weights(net, len(normed))
+    if not hasattr(net, "taps"):
+        return weights @ normed
+    tokens = [norm(net.norm, results[tap], constant) + shift for tap in net.taps]
+    return torch.stack([row @ x for row, x in zip(weights, tokens, strict=True)])
+
+
+def attention_pool(pool: Any, x: Tensor, constant: bool, units: Tensor | float) -> Tensor:
+    """One latent token reads the others, then an MLP: [1, D]."""
+    heads, width = pool.num_heads, pool.head_dim
+    q = (pool.latent[0] @ pool.q.weight.T + pool.q.bias).reshape(-1, heads, width).transpose(0, 1)
+    k, v = (x @ pool.kv.weight.T + units * pool.kv.bias).reshape(len(x), 2, heads, width).permute(1, 2, 0, 3)
+    weights = torch.softmax(q @ k.transpose(1, 2) * width**-0.5, -1)
+    mixed = ((weights.detach() if constant else weights) @ v).transpose(0, 1).flatten(1)
+    out = mixed @ pool.proj.weight.T + pool.proj.bias
+    return out + mlp(pool.mlp, norm(pool.norm, out, constant), constant)
+
+
+def head_of(net: Any, features: Tensor, constant: bool) -> Tensor:
+    """The classifier of the features [F, D]: one head for all of them, or the two of a distilled model."""
+    features = norm(net.fc_norm, features, constant)
+    if not hasattr(net, "head_dist"):
+        return features.flatten() @ net.head.weight.T + net.head.bias
+    outputs = [x @ head.weight.T + head.bias for x, head in zip(features, [net.head, net.head_dist], strict=True)]
     return torch.stack(outputs).mean(0)
 
 
@@ -118,7 +150,8 @@ def forward(
             output = output.detach().requires_grad_()
         branch = output.transpose(0, 1).reshape(n, -1) @ attn.proj.weight.T + attn.proj.bias
         middle = tokens + scaled(block.ls1, branch)
-        tokens = middle + scaled(block.ls2, mlp(block.mlp, norm(block.norm2, middle, constant), constant))
+        read = normed if is_parallel(block) else norm(block.norm2, middle, constant)
+        tokens = middle + scaled(block.ls2, mlp(block.mlp, read, constant))
         steps.normed.append(normed)
         steps.scores.append(scores)
         steps.middles.append(middle)
@@ -126,7 +159,7 @@ def forward(
         steps.weights.append(weights)
         steps.values.append(v)
         steps.outputs.append(output)
-    steps.logits = logits_of(net, tokens, constant)
+    steps.logits = logits_of(net, steps.results, constant)
     if left_out is None:
         assert_faithful(net, image.detach(), steps.logits)
     return steps
@@ -150,7 +183,7 @@ def gradients(of: Tensor, at: list[Tensor]) -> list[Tensor]:
 
 def bias_term(net: Any, score: Tensor) -> Tensor:
     """Σ over all biases after the position embedding of ⟨b, ∂score/∂b⟩."""
-    after = ("blocks.", "norm.", "fc_norm.", "head.", "head_dist.")
+    after = ("blocks.", "norm.", "attn_pool.", "fc_norm.", "head.", "head_dist.")
     biases = [p for name, p in net.named_parameters() if name.startswith(after) and name.endswith("bias")]
     return torch.stack([(b * g).sum() for b, g in zip(biases, gradients(score, biases), strict=True)]).sum()
 
@@ -162,10 +195,7 @@ def grid(net: Any, tokens: Tensor) -> Tensor:
 
 def readout_row(net: Any, count: int) -> Tensor:
     """Weights [N] of the mean over the tokens that the head reads."""
-    rows = head_rows(net) or list(range(net.num_prefix_tokens, count))
-    row = torch.zeros(count, dtype=net.head.weight.dtype)
-    row[rows] = 1 / len(rows)
-    return row
+    return readout_weights(net, count).mean(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,7 +231,7 @@ def bias_tokens(net: Any, image: Tensor, target: int, score: str = "logit") -> T
     """
     steps = forward(net, image, constant=True, attention="constant weights")
     value = (steps.logits if score == "logit" else steps.logits.softmax(0))[target]
-    found = []
+    results: list[Tensor] = []
     units = torch.ones(len(steps.inputs[0]), 1, dtype=image.dtype, requires_grad=True)
     tokens = steps.inputs[0]
     for block, A in zip(net.blocks, steps.weights, strict=True):
@@ -214,18 +244,15 @@ def bias_tokens(net: Any, image: Tensor, target: int, score: str = "logit") -> T
         )
         mixed = (A @ v).transpose(0, 1).reshape(n, -1)
         tokens = tokens + scaled(block.ls1, mixed @ attn.proj.weight.T + units * attn.proj.bias)
-        hidden = norm(block.norm2, tokens, True) + (units - 1) * block.norm2.bias
+        hidden = normed
+        if not is_parallel(block):
+            hidden = norm(block.norm2, tokens, True) + (units - 1) * block.norm2.bias
         hidden = hidden @ block.mlp.fc1.weight.T + units * block.mlp.fc1.bias
         hidden = hidden * (0.5 * (1 + torch.erf(hidden / 2**0.5))).detach()
         tokens = tokens + scaled(block.ls2, hidden @ block.mlp.fc2.weight.T + units * block.mlp.fc2.bias)
+        results.append(tokens)
     shifted = (units - 1) * net.norm.bias if isinstance(net.norm, nn.LayerNorm) else 0
-    rows = head_rows(net)
-    normed = norm(net.norm, tokens, True) + shifted
-    features = [normed[net.num_prefix_tokens :].mean(0)] if rows is None else [normed[i] for i in rows]
-    heads = [net.head, net.head_dist] if len(features) == 2 else [net.head]
-    for head, feature in zip(heads, features, strict=True):
-        found.append(norm(net.fc_norm, feature, True) @ head.weight.T + head.bias)
-    logits = torch.stack(found).mean(0)
+    logits = head_of(net, features_of(net, results, True, shifted, units), True)
     torch.testing.assert_close(logits, steps.logits)
     again = (logits if score == "logit" else logits.softmax(0))[target]
     torch.testing.assert_close(again, value)
@@ -242,18 +269,18 @@ def legrad(net: Any, image: Tensor, target: int, layers: int, readout: str = "me
     for index in range(len(net.blocks))[-layers:]:
         tokens = steps.results[index]
         pooled = tokens.mean(0) if readout == "mean" else None
-        score = logits_of(net, tokens, False, pooled)[target]
+        score = logits_of(net, [tokens], False, pooled)[target]
         (g,) = gradients(score, [steps.outputs[index]])
         positive = (g @ steps.values[index].transpose(1, 2)).clamp(min=0)  # [H, N, N]
-        if readout == "mean":
-            total = total + positive.mean(0).mean(0)
-        else:
-            total = total + positive.mean(0)[head_rows(net)].mean(0)
+        mean = positive.mean(0)
+        total = total + (mean.mean(0) if readout == "mean" else read_row(net, mean))
     return grid(net, total)
 
 
 def tokentm(net: Any, image: Tensor, target: int) -> Tensor:
     """Row of the head's token of C_L = Π_l U_mlp U_attn diag‖E_0‖."""
+    if any(is_parallel(block) for block in net.blocks):
+        raise NoMap
 
     def change(x: Tensor, y: Tensor) -> Tensor:
         cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))

@@ -106,7 +106,8 @@ def attention_flow(net: VisionTransformer, image: Tensor, target: int | None = N
     """Attention flow (Abnar & Zuidema, ACL 2020, section 3): the maximum flow from the readout tokens to each patch.
 
     The edge from token i of a layer's output to token j of its input has the capacity (mean_h A_ij + [i = j]) / 2; a
-    source sends 1 / R to each of the R tokens that the head reads. Only for nets with a handful of tokens.
+    source sends each token its share of what the head reads (1 / R with R tokens read alike). Only for nets with a
+    handful of tokens.
     """
     trace = oracles.forward(net, image)
     layers = [attention.detach().double().mean(dim=0) for attention in trace.attention[start_layer:]]
@@ -117,9 +118,9 @@ def attention_flow(net: VisionTransformer, image: Tensor, target: int | None = N
             for j in range(count):
                 capacity = (attention[i, j].item() + (i == j)) / 2
                 graph.add_edge((depth + 1, i), (depth, j), capacity=capacity)
-    rows = oracles.head_rows(net) or range(net.num_prefix_tokens, count)
-    for i in rows:
-        graph.add_edge("source", (len(layers), i), capacity=1 / len(rows))
+    for i, weight in enumerate(oracles.readout_weights(net, count).double().mean(dim=0).tolist()):
+        if weight > 0:
+            graph.add_edge("source", (len(layers), i), capacity=weight)
     flows = [
         networkx.maximum_flow_value(graph, "source", (0, j), flow_func=networkx.algorithms.flow.edmonds_karp)
         for j in range(net.num_prefix_tokens, count)

@@ -23,6 +23,10 @@ Bools = npt.NDArray[np.bool_]
 EPSILON = 1e-5  # the smoothing constant of the AGCAM authors' localization ratios
 
 
+class NoMap(Exception):
+    """The method is not defined for the net."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The network, block by block
 # ---------------------------------------------------------------------------------------------------------------------
@@ -56,6 +60,7 @@ def forward(net: VisionTransformer, image: Tensor, cut_attention_input: bool = F
         tokens: Tensor = net.norm_pre(net._pos_embed(embed(leaf[None])))[0]  # [N, D]
         assert tokens.shape[0] == net.num_prefix_tokens + height * width
         trace = Trace(leaf, (height, width), [], [], [], [], [], logits=torch.empty(0))
+        results: list[Tensor] = []
         block: Any
         for block in net.blocks:
             trace.inputs.append(tokens)
@@ -69,7 +74,8 @@ def forward(net: VisionTransformer, image: Tensor, cut_attention_input: bool = F
             trace.scores.append(scores)
             trace.attention.append(attention)
             trace.values.append(values)
-        trace.logits = _head(net, tokens)
+            results.append(tokens)
+        trace.logits = net.head_of_blocks(results) if hasattr(net, "taps") else _head(net, tokens)
     assert_faithful(net, image, trace.logits)
     return trace
 
@@ -85,9 +91,9 @@ def _check_supported(net: VisionTransformer) -> None:
     """Refuse what the explicit forward pass does not describe (other blocks, other poolings, training mode)."""
     assert isinstance(net, VisionTransformer), "a timm VisionTransformer is needed"
     assert not net.training, "the net must be in eval mode"
-    assert net.global_pool in ("token", "avg"), f"pooling {net.global_pool!r} is not covered"
+    assert net.global_pool != "", "a pooling is needed"
     for block in net.blocks:
-        assert type(block) is Block, "only the plain pre-norm block is covered"
+        assert type(block) is Block or is_parallel(block), "only the plain pre-norm block is covered"
         assert type(block.attn) is Attention, "only the plain attention is covered"
         assert block.attn.gate is None, "gated attention is not covered"
 
@@ -104,10 +110,16 @@ def _attention(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def _rest_of_block(block: Any, tokens: Tensor, branch: Tensor) -> Tensor:
-    """Add the attention branch to the residual stream, then the MLP branch (ViT, eqs. 2-3)."""
+    """Add the attention branch to the residual stream, then the MLP branch (ViT, eqs. 2-3); or both at once."""
     middle = tokens + block.ls1(branch)
-    out: Tensor = middle + block.ls2(block.mlp(block.norm2(middle)))
+    read = block.norm1(tokens) if is_parallel(block) else block.norm2(middle)
+    out: Tensor = middle + block.ls2(block.mlp(read))
     return out
+
+
+def is_parallel(block: Any) -> bool:
+    """Whether the MLP reads what the attention reads (Dehghani et al. 2023, section 2)."""
+    return getattr(block, "parallel", False)
 
 
 def _head(net: VisionTransformer, tokens: Tensor) -> Tensor:
@@ -123,17 +135,35 @@ def _gradients(trace: Trace, target: int, of: list[Tensor]) -> list[Tensor]:
 
 def head_rows(net: VisionTransformer) -> list[int] | None:
     """The prefix tokens that the head reads: [0], or [0, 1] of a distilled model; None if it averages the patches."""
-    if net.global_pool == "avg":
+    if net.global_pool in ("avg", "map"):
         return None
     return [0, 1] if isinstance(net, VisionTransformerDistilled) else [0]
 
 
-def readout(net: VisionTransformer, matrix: Tensor) -> Tensor:
-    """The readout row [.., N] of [.., N, N]: row 0; distilled: mean of rows 0 and 1; pooled: of the patch rows."""
+def readout_weights(net: VisionTransformer, count: int) -> Tensor:
+    """The features that the head reads, each one weighted mean of tokens: the weights [F, N] of every feature.
+
+    A net may tell its own by a function `readout` of the count of tokens. Otherwise the class token; distilled: class
+    and distillation token; pooled: the mean of the patches.
+    """
+    dtype = next(net.parameters()).dtype
+    own: Callable[[int], Tensor] | None = getattr(net, "readout", None)
+    if own is not None:
+        return own(count).to(dtype)
+    if net.global_pool in ("max", "avgmax"):
+        raise NoMap
     rows = head_rows(net)
-    if rows is None:
-        rows = list(range(net.num_prefix_tokens, matrix.shape[-2]))
-    return torch.stack([matrix[..., i, :] for i in rows]).mean(dim=0)
+    if rows is not None:
+        return torch.eye(count, dtype=dtype)[rows]
+    weights = torch.zeros(1, count, dtype=dtype)
+    weights[:, net.num_prefix_tokens :] = 1 / (count - net.num_prefix_tokens)
+    return weights
+
+
+def readout(net: VisionTransformer, matrix: Tensor) -> Tensor:
+    """The readout row [.., N] of [.., N, N]: the rows under the weights of a feature, averaged over the features."""
+    row = readout_weights(net, matrix.shape[-2]).mean(dim=0).to(matrix)
+    return (row[:, None] * matrix).sum(dim=-2)
 
 
 def to_grid(net: VisionTransformer, trace: Trace, row: Tensor) -> Tensor:
@@ -167,7 +197,9 @@ def agcam(
     """
     trace = forward(net, image, cut_attention_input=gradient == "detached")
     count = trace.attention[0].shape[-1]
-    rows = list(range(count)) if gradient == "detached" else head_rows(net) or list(range(net.num_prefix_tokens, count))
+    rows = list(range(count))
+    if gradient == "full":
+        rows = readout_weights(net, count).sum(dim=0).nonzero()[:, 0].tolist()
     per_layer = []
     for scores, grad in zip(trace.scores, _gradients(trace, target, trace.attention), strict=True):
         product = torch.sigmoid(scores) * grad.clamp(min=0)  # [H, N, N]

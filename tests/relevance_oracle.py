@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oracles import readout, readout_weights
+
 Back = Callable[[Tensor], Tensor]
 EPSILON = 1e-9
 
@@ -136,6 +138,16 @@ def _scale(block: Any, position: int) -> Tensor | float:
 def head(net: Any, tokens: Tensor) -> tuple[Tensor, Back]:
     """Final norm, pooling and classifier of the tokens [N, D]: the logits [C]."""
     normed, n = net.norm(tokens), tokens.shape[0]
+    if hasattr(net, "readout"):
+        weights = readout_weights(net, n)
+        features = weights @ normed
+        logits, back_head = linear(net.fc_norm(features).flatten(), net.head.weight, net.head.bias)
+
+        def back_features(relevance: Tensor) -> Tensor:
+            of_features = back_head(relevance).reshape(features.shape)
+            return input_times_gradient(lambda x: weights @ x, [normed], of_features)[0]
+
+        return logits, back_features
     if hasattr(net, "head_dist"):
         one, back_one = linear(normed[0], net.head.weight, net.head.bias)
         two, back_two = linear(normed[1], net.head_dist.weight, net.head_dist.bias)
@@ -217,8 +229,5 @@ def relevance(net: Any, image: Tensor, target: int, start_layer: int = 0) -> Ten
             assert state.relevance is not None
             mean = (gradient * state.relevance).clamp(min=0).mean(0)
             product = (torch.eye(n, dtype=torch.float64) + mean) @ product
-    rows = [0, 1] if hasattr(net, "head_dist") else [0]
-    if net.global_pool == "avg":
-        rows = list(range(net.num_prefix_tokens, n))
     height, width = net.patch_embed.grid_size
-    return (product - torch.eye(n))[rows].mean(0)[net.num_prefix_tokens :].reshape(height, width)
+    return readout(net, product - torch.eye(n))[net.num_prefix_tokens :].reshape(height, width)
