@@ -33,8 +33,8 @@ class PublishedAGCAM:
     def __init__(self, net: nn.Module, weight_gradients: bool = True) -> None:
         vit = find_vit(net)
         attentions = [getattr(block, "attn", None) for block in vit.net.blocks]
-        if not vit.pools_class_token or vit.readout != slice(0, 1) or not all(type(a) is Attention for a in attentions):
-            raise UnsupportedModelError("The published AGCAM is for class-token ViTs with plain attention.")
+        if getattr(vit.net, "global_pool", "") != "token" or not all(type(a) is Attention for a in attentions):
+            raise UnsupportedModelError("The published AGCAM is for class-token ViTs of timm with plain attention.")
         self.weight_gradients = weight_gradients
         self.grid = vit.grid
         self.net: Any = copy.deepcopy(vit.net, {id(weight): weight for weight in vit.net.parameters()}).eval()

@@ -37,6 +37,7 @@ from litcam.callbacks import HeatmapLogger, LocalizationMonitor, PerturbationMon
 from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.shared import Explained
 from litcam.data.batch import collate
+from litcam.errors import UnsupportedModelError
 from litcam.explainers import Explainer
 
 
@@ -387,6 +388,49 @@ def test_a_step_that_prepares_its_images_is_explained_at_the_images_that_the_net
     [explained] = watched.explained
     assert torch.equal(explained.trace.images, batch["image"] * 4 - 2)
     torch.testing.assert_close(explained.explanation.logits, module.eval()(batch["image"] * 4 - 2))
+
+
+class FlipsBeforeItsForward(UserModule):
+    """A step that gives its forward the images the other way round."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self(images.flip(-1))
+
+
+def test_a_step_that_moves_its_images_is_explained_where_they_lie_in_the_batch(tmp_path: Path) -> None:
+    module, watched = FlipsBeforeItsForward(), Watched()
+    make_trainer(tmp_path, [watched]).validate(module, loader(batch_size=11), verbose=False)
+    [batch] = batches_of(loader(batch_size=11))
+    [explained] = watched.explained
+    assert torch.equal(explained.trace.images, batch["image"])
+
+
+class FlipsInItsForward(UserModule):
+    """A forward that turns its images round."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images.flip(-1))
+
+
+class AveragesInItsForward(UserModule):
+    """A forward that takes the mean over two runs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.net(images) + self.net(images.flip(-1))) / 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (FlipsInItsForward, "FlipsInItsForward: its VisionTransformer does not look at its 4x4 patches where they lie"),
+        (AveragesInItsForward, "AveragesInItsForward runs its VisionTransformer 2 times in one forward"),
+    ],
+)
+def test_what_cannot_be_laid_on_the_images_ends_the_validation_in_a_sentence(
+    tmp_path: Path, kind: type[UserModule], sentence: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=sentence):
+        make_trainer(tmp_path, [Watched()]).validate(kind(), loader(batch_size=11), verbose=False)
 
 
 def test_the_first_of_two_dataloaders_is_watched_and_the_names_stay_plain(tmp_path: Path) -> None:

@@ -223,3 +223,37 @@ def test_a_dynamic_image_size_is_taken() -> None:
     net = timm.create_model("vit_tiny_patch16_224", pretrained=False, **{**SMALL, "dynamic_img_size": True}).eval()
     explanation = litcam.create_explainer("agcam", net)(torch.randn(1, 3, 80, 112))
     assert explanation.heatmaps.shape == (1, 5, 7)
+
+
+def test_a_users_hook_sees_the_explained_forward_alone(name: str, its_net: nn.Module) -> None:
+    shapes: list[tuple[int, ...]] = []
+    for part in (its_net, its_net.blocks[0], its_net.blocks[-1].norm1, its_net.head):
+        part.register_forward_hook(lambda part, arguments, output: shapes.append(tuple(output.shape)))
+    images = make_images(its_net, 2)
+    its_net(images)
+    alone = shapes.copy()
+    shapes.clear()
+    create(name, its_net)(images, torch.tensor([1, 0]))
+    assert shapes == alone
+
+
+def test_a_users_hook_that_changes_something_is_part_of_the_model(name: str, its_net: nn.Module) -> None:
+    images, targets = make_images(its_net, 2), torch.tensor([1, 0])
+    doubled = copy.deepcopy(its_net)
+    with torch.no_grad():
+        doubled.head.weight *= 2
+        doubled.head.bias *= 2
+    expected = create(name, doubled)(images, targets)
+    its_net.head.register_forward_hook(lambda head, arguments, output: output * 2)
+    try:
+        actual = create(name, its_net)(images, targets)
+    except UnsupportedModelError:
+        assert name in {"relevance", "cam"}, "its rules are for the layers as they are"
+        return
+    torch.testing.assert_close(actual.logits, expected.logits)
+    assert_close(actual.heatmaps, expected.heatmaps)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """Equal within the rounding of single precision."""
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

@@ -171,8 +171,10 @@ def differential_net() -> nn.Module:
     return vit(block_fn=DiffParallelScalingBlock, class_token=False, reg_tokens=1, global_pool="avg")
 
 
-DIFFERENTIAL = ALL - PIXELS - CONTROLS - LAST_BLOCK - {"saliency:balanced", "token_dropping", "cam"} - {
-    "libragrad", "libragrad:fullgrad", "libragrad:input", "reciprocam:block", "score_cam"
+# relevance and tokentm say which blocks they know: a sentence of their own
+DIFFERENTIAL = ALL - PIXELS - CONTROLS - LAST_BLOCK - RULES - {
+    "tokentm", "saliency:balanced", "token_dropping", "cam", "libragrad", "libragrad:fullgrad", "libragrad:input",
+    "reciprocam:block"
 }  # fmt: skip
 SEVERAL = {
     "two attentions a block": Structure(

@@ -111,7 +111,7 @@ class Student(nn.Module):
         return self.student(images)
 
 
-REFUSED = ALL - PIXELS - CONTROLS - {"saliency:balanced"}
+REFUSED = ALL - PIXELS - CONTROLS - {"saliency:balanced", "cam"}  # cam says first that the net pools no patches
 FREE = CONTROLS | {"saliency:balanced"}
 
 

@@ -164,7 +164,8 @@ class CAM(Explainer):
         net: Any = self.vit.net
         tokens = _final_tokens(trace, net)
         pooled = tokens.mean(1)
-        if not agree(net.head(net.fc_norm(pooled)), trace.logits):
+        # Without the hooks of norm and head, for below they do not act either.
+        if not agree(net.head.forward(net.fc_norm.forward(pooled)), trace.logits):
             raise UnsupportedModelError(f"cam: the logits of {type(trace.module).__name__} are not those of its head.")
         weights = trace.scores(net.head.weight.T).T[targets]  # [B, K, D]
         if isinstance(net.fc_norm, nn.LayerNorm):
