@@ -146,11 +146,11 @@ def test_the_data_module_of_the_house_is_normalised_before_the_training_too(tmp_
     assert second.score == pytest.approx(logged(trainer)["val/accuracy"])
 
 
-class Flips(UserModule):
+class Inverts(UserModule):
     """Its step changes the images first."""
 
     def logits(self, images: Tensor) -> Tensor:
-        return self(images.flip(-2))
+        return self(1 - 2 * images)
 
 
 class NetAlone(UserModule):
@@ -189,7 +189,7 @@ class NormalisesInForward(UserModule):
     """Its forward changes the images first."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images.flip(-2))
+        return self.net(1 - 2 * images)
 
 
 @pytest.mark.parametrize("kind", [NetAlone, SeveralLoaders, OneArgument, BatchwiseForward, NormalisesInForward])
@@ -211,11 +211,11 @@ def test_where_the_step_changes_the_images_there_is_no_epoch_0_and_that_is_said(
     tmp_path: Path, sanity_steps: int
 ) -> None:
     with pytest.warns(UserWarning, match="DriftMonitor has no maps from before the training"):
-        history = fit(tmp_path, unscored(), Flips(), max_epochs=2, num_sanity_val_steps=sanity_steps)
+        history = fit(tmp_path, unscored(), Inverts(), max_epochs=2, num_sanity_val_steps=sanity_steps)
     found = read_history(folder_of(tmp_path))
     assert [maps.epoch for maps in found] == [1, 2]
-    flipped = [{**batch, "image": batch["image"].flip(-2)} for batch in loader()]
-    assert_maps(found[0], by_hand(history.modules[0], flipped))
+    inverted = [{**batch, "image": 1 - 2 * batch["image"]} for batch in loader()]
+    assert_maps(found[0], by_hand(history.modules[0], inverted))
     first, second = history.scalars
     assert not any("_first" in name or "_previous" in name for name in first)
     assert second["val/agcam/drift/spearman_first"] == second["val/agcam/drift/spearman_previous"]
@@ -224,22 +224,22 @@ def test_where_the_step_changes_the_images_there_is_no_epoch_0_and_that_is_said(
 def test_with_an_initial_validation_there_is_an_epoch_0_of_the_images_that_the_step_has_changed(
     tmp_path: Path,
 ) -> None:
-    module = Flips()
+    module = Inverts()
     before = copy.deepcopy(module.net)
     fit(tmp_path, [unscored(), InitialValidation()], module, max_epochs=1)
     found = read_history(folder_of(tmp_path))
     assert [maps.epoch for maps in found] == [0, 1]
-    assert_maps(found[0], by_hand(before, [{**batch, "image": batch["image"].flip(-2)} for batch in loader()]))
+    assert_maps(found[0], by_hand(before, [{**batch, "image": 1 - 2 * batch["image"]} for batch in loader()]))
 
 
 def test_a_fit_resumed_before_its_first_validation_still_drops_an_epoch_0_of_other_images(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
     options: dict[str, Any] = {"max_epochs": 1, "num_sanity_val_steps": 0, "enable_checkpointing": True}
-    fit(tmp_path, [unscored(), saver], Flips(), **options, max_steps=1)
+    fit(tmp_path, [unscored(), saver], Inverts(), **options, max_steps=1)
     assert [maps.epoch for maps in read_history(folder_of(tmp_path))] == [0]
     resumed = make_trainer(tmp_path, [unscored()], **options)
     with pytest.warns(UserWarning, match="DriftMonitor has no maps from before the training"):
-        resumed.fit(Flips(), loader(8), loader(), ckpt_path=tmp_path / "1.ckpt")
+        resumed.fit(Inverts(), loader(8), loader(), ckpt_path=tmp_path / "1.ckpt")
     assert [maps.epoch for maps in read_history(folder_of(tmp_path))] == [1]
 
 

@@ -536,10 +536,10 @@ def test_without_calibration_it_logs_but_has_no_level_and_never_speaks(
 
 
 def test_maps_that_say_nothing_leave_nan_and_the_reliance_speaks_alone(tmp_path: Path) -> None:
-    """The gradients of a Reader are zero, and so are the maps of agcam."""
-    alarm = ShortcutAlarm(calibration=sound_runs(tmp_path / "sound", "agcam/alarm/"))
+    """The gradients of a Reader are zero, and so are the maps of saliency."""
+    alarm = ShortcutAlarm("saliency", calibration=sound_runs(tmp_path / "sound", "saliency/alarm/"))
     tables = watch(tmp_path, Reader(ALL), alarm)
-    found = of_alarm(tables.scalars[0], "val/agcam/alarm/")
+    found = of_alarm(tables.scalars[0], "val/saliency/alarm/")
     assert math.isnan(found[POINTING])
     assert found["level"] > 1
     assert not tables.tables[0]["by_map"].any()

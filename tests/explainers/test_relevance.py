@@ -1,5 +1,6 @@
 """Relevance against its rules one by one, and against an oracle that walks one image through every N×N matrix."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -245,6 +246,19 @@ def test_relevance_is_conserved_from_the_logit_to_the_walk_through_a_block() -> 
         hidden = forward.blocks[-1].fc2.share(head[:, :, None], slice(0, 1))
     torch.testing.assert_close(head.sum(-1), torch.ones(1, 3, dtype=torch.float64))
     torch.testing.assert_close(hidden.sum((-2, -1)), torch.ones(1, 3, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["class_token", "distilled", "average_pooled"])
+def test_in_double_precision_a_net_has_the_map_of_its_double(kind: str) -> None:
+    net = make_net(kind)
+    images, targets = make_images(net), torch.tensor([[0, 1], [2, 3], [4, 5]])
+    expected = Relevance(copy.deepcopy(net).double())(images.double(), targets).heatmaps
+    explanation = Relevance(net, double=True)(images, targets)
+    assert explanation.logits.dtype == next(net.parameters()).dtype == torch.float32
+    assert torch.equal(explanation.heatmaps, expected)
+    with torch.inference_mode():
+        trace = record(Relevance(net).vit, images, {})
+        assert torch.equal(Relevance(net, double=True).explain(trace, targets).heatmaps, expected)
 
 
 def test_one_forward_is_enough() -> None:

@@ -336,7 +336,9 @@ def is_compiled(module: L.LightningModule) -> bool:
     if getattr(module, "_compiler_ctx", None) is not None:
         return True
     return any(
-        getattr(child, "_compiled_call_impl", None) is not None or hasattr(child, "_orig_mod")
+        getattr(child, "_compiled_call_impl", None) is not None
+        or hasattr(child, "_orig_mod")
+        or hasattr(child.forward, "_torchdynamo_orig_callable")  # torch.compile(net.forward)
         for child in module.modules()
     )
 
