@@ -216,14 +216,6 @@ def test_mixed_precision_gives_the_numbers_of_full_precision_within_its_rounding
     assert_logged(logged(trainer), {name: expected[name] for name in expected if "/center/i" in name})
 
 
-def test_a_bfloat16_module_is_monitored(tmp_path: Path) -> None:
-    module = UserModule()
-    trainer = make_trainer(tmp_path, [LocalizationMonitor()], precision="bf16-true")
-    trainer.fit(module, loader(), loader())
-    expected = localization_by_hand(copy.deepcopy(module.net).float().eval(), loader())
-    assert abs(logged(trainer)["val/agcam/energy_inside"] - expected["energy_inside"]) < 0.01
-
-
 def test_a_frozen_backbone_is_explained_and_stays_without_gradients(tmp_path: Path) -> None:
     module, data = tiny_classifier(freeze_backbone=True), digits()
     trainer = make_trainer(tmp_path, [LocalizationMonitor()])
