@@ -167,6 +167,22 @@ def test_a_module_in_two_precisions_is_explained(name: str, module: type[nn.Modu
         assert correlation(mixed(given, targets).heatmaps.flatten(1), expected) > 0.99
 
 
+def test_logits_that_are_cast_to_single_precision_after_autocast_are_the_recorded_ones(name: str, kind: str) -> None:
+    if name in ("cam", *NO_SHAPE):  # the head of cam's net has to be the root's own
+        return
+    net = make_net(kind)
+    images = make_images(net)
+    targets, expected = liveliest(name, net, images)
+    explainer = create(name, FloatLogits(net))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = explainer(images, targets)
+        trace = explainer.trace(images)
+    outside = explainer.explain(trace, targets)  # as of a step of training
+    assert inside.logits.dtype == torch.float32
+    for explanation in (inside, outside):
+        assert correlation(explanation.heatmaps.flatten(1), expected) > 0.97
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums that are checked
 # ---------------------------------------------------------------------------------------------------------------------

@@ -110,8 +110,7 @@ class Explainer(ABC):
 
     def _check_precision(self, module: nn.Module) -> None:
         """Raise UnsupportedModelError if weights are too coarse for the method."""
-        precision = coarsest(module)
-        if self.small_differences and precision in (torch.float16, torch.bfloat16):
+        if self.small_differences and (precision := coarsest(module)) in (torch.float16, torch.bfloat16):
             raise UnsupportedModelError(
                 f"{self.name} is made of differences that {precision} is too coarse for: explain the net with weights "
                 "in single precision (net.float())."

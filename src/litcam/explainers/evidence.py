@@ -11,7 +11,6 @@ from litcam.explainers.base import Explainer, register
 from litcam.vit.balanced import BalancedMode, Contributions, Units
 from litcam.vit.context import autograd_anywhere
 from litcam.vit.gradients import AttentionGradient, class_gradients, graph_of
-from litcam.vit.precision import coarsest
 from litcam.vit.readout import look_first, may_replay
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
 from litcam.vit.trace import AttentionTrace
@@ -88,9 +87,7 @@ class Evidence(Explainer):
         """
         found = self._replayed(trace, targets)
         tokens, rest = self._differentiated(trace, targets) if found is None else found
-        outputs = [layer.output for layer in trace.readings.get(self, []) if layer is not None]
-        precision = coarsest(trace.module, trace.logits, *outputs)
-        return Contributions(tokens, rest, trace.scores(trace.logits).gather(1, targets), precision)
+        return Contributions(tokens, rest, trace.scores(trace.logits).gather(1, targets), trace.run.precision)
 
     def _replayed(self, trace: AttentionTrace, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Terms of the tokens [B, K, N] and of the biases [B, K], from the replay; None if it is not exact."""

@@ -18,7 +18,6 @@ from litcam.explainers.base import Explainer, register
 from litcam.vit.gradients import class_gradients, last_block
 from litcam.vit.model import TimmViT
 from litcam.vit.sdpa import full
-from litcam.vit.tail import agree
 from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace
 
@@ -165,7 +164,7 @@ class CAM(Explainer):
         tokens = _final_tokens(trace, net)
         pooled = tokens.mean(1)
         # Without the hooks of norm and head, for below they do not act either.
-        if not agree(net.head.forward(net.fc_norm.forward(pooled)), trace.logits):
+        if not trace.agrees(net.head.forward(net.fc_norm.forward(pooled))):
             raise UnsupportedModelError(f"cam: the logits of {type(trace.module).__name__} are not those of its head.")
         weights = trace.scores(net.head.weight.T).T[targets]  # [B, K, D]
         if isinstance(net.fc_norm, nn.LayerNorm):

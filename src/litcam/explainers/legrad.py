@@ -15,7 +15,6 @@ from litcam.vit.gradients import class_gradients
 from litcam.vit.model import ViT
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionCall, full, merge
-from litcam.vit.tail import agree
 from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace
 
@@ -151,7 +150,7 @@ class LeGrad(Explainer):
             together = torch.cat([*read, layers[-1].detach()[:, :count]])
             logits = trace.finish(together)
             batch = len(trace.logits)
-            if logits is not None and agree(logits[-batch:].detach(), trace.logits):
+            if logits is not None and trace.agrees(logits[-batch:]):
                 return logits[:-batch]
         raise UnsupportedModelError(
             f"legrad: {type(trace.module).__name__} gives other logits when its norm and head run again on the tokens "

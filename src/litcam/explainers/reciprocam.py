@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from litcam.errors import UnsupportedModelError, check_at_least, check_choice
 from litcam.explainers.base import Explainer, register
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, full
-from litcam.vit.tail import agree
 from litcam.vit.trace import AttentionTrace
 
 _GAUSSIAN = {(dy, dx): (2 - abs(dy)) * (2 - abs(dx)) / 16 for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
@@ -108,7 +107,7 @@ class ReciproCAM(Explainer):
         if logits is None or len(logits) != batch * count:
             return None
         logits = logits.reshape(batch, count, -1)
-        return logits[:, 1:] if agree(logits[:, 0], trace.logits) else None
+        return logits[:, 1:] if trace.agrees(logits[:, 0]) else None
 
     def _capture(self, trace: AttentionTrace, masked: list[tuple[Tensor, float, float]]) -> list["_Capture"]:
         """What the last block's attention would get from tokens [B, N, D] under masks; empty if it cannot be reached.

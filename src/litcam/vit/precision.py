@@ -32,9 +32,10 @@ def takes(module: nn.Module, images: Tensor) -> bool:
     return True
 
 
-def coarsest(module: nn.Module, *tensors: Tensor) -> torch.dtype:
-    """The float type of the fewest digits among a module's weights and some tensors."""
-    found = [tensor.dtype for tensor in (*module.parameters(), *tensors) if tensor.dtype in FLOATS]
+def coarsest(module: nn.Module, *others: Tensor | torch.dtype) -> torch.dtype:
+    """The float type of the fewest digits among those of a module's weights and of others."""
+    each = (other.dtype if isinstance(other, Tensor) else other for other in (*module.parameters(), *others))
+    found = [dtype for dtype in each if dtype in FLOATS]
     return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 

@@ -7,6 +7,7 @@ at token n is w_n·J for the tokens of one weighted mean, with a J of its own fo
 set that differs a little from token to token must show the same: a maximum would not.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,9 @@ from litcam.errors import UnsupportedModelError
 from litcam.vit.context import autograd_anywhere, evaluating
 from litcam.vit.hooks import quiet_hooks
 from litcam.vit.model import ViT
-from litcam.vit.tail import agree, run_tail
+from litcam.vit.tail import run_tail
+
+Agrees = Callable[[Tensor], bool]
 
 _MOST_FEATURES = 8
 _NOTHING = 1e-5  # of the largest Jacobian
@@ -98,18 +101,18 @@ def look_first(vit: ViT, images: Tensor) -> None:
             observe_readout(vit, vit.root, images)
 
 
-def check_tail(vit: ViT, module: nn.Module, images: Tensor, tokens: Tensor, logits: Tensor) -> None:
+def check_tail(vit: ViT, module: nn.Module, images: Tensor, tokens: Tensor, agrees: Agrees) -> None:
     """Raise UnsupportedModelError if logits [B, C] are made of more than the tokens [B, N, D] that left the last block.
 
     With another image in place of those that the module got, and no blocks, they have to come out the same.
     """
     found = run_tail(vit, module, images, lambda entered: tokens)
-    if found is None or not agree(found, logits):
+    if found is None or not agrees(found):
         raise _refusal(module, _MORE)
 
 
 def observe_readout(
-    vit: ViT, module: nn.Module, images: Tensor, tokens: Tensor | None = None, logits: Tensor | None = None
+    vit: ViT, module: nn.Module, images: Tensor, tokens: Tensor | None = None, agrees: Agrees | None = None
 ) -> Readout:
     """The readout of a module.
 
@@ -118,7 +121,7 @@ def observe_readout(
         module: what is called.
         images: [B, 3, H, W], as the module got them.
         tokens: [B, N, D], what left the last block; None where nothing has been recorded.
-        logits: [B, C], which they gave.
+        agrees: says whether logits [B, C] are those that they gave.
 
     Raises:
         UnsupportedModelError: if the logits are made of something else, or of the tokens in a way that no weights tell.
@@ -134,9 +137,9 @@ def observe_readout(
         found = run_tail(vit, module, images, answer)
         if found is None or not made:
             raise _refusal(module, _MORE)
-        if tokens is not None and logits is not None and not agree(found[:-2].detach(), logits):
+        if tokens is not None and agrees is not None and not agrees(found[:-2]):
             check_tail(
-                vit, module, images, tokens, logits
+                vit, module, images, tokens, agrees
             )  # quantised layers share a scale over what they get together
         jacobians = _jacobians(found[-2:], made[0])
         if jacobians is not None and not bool(jacobians.any()):

@@ -14,7 +14,7 @@ from litcam.vit.context import autograd_anywhere, eager, evaluating, frozen, unb
 from litcam.vit.hooks import watching_hooks, without_backward_hooks
 from litcam.vit.model import SUPPORTED, ViT
 from litcam.vit.patches import PatchEmbeddingMode
-from litcam.vit.precision import in_precision_of
+from litcam.vit.precision import coarsest, in_precision_of
 from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode, merge
 from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace, Autograd, BlockInput, Graph, Pass, Reader
@@ -120,6 +120,7 @@ class AttentionRecorder:
         output = arguments.detached().attend() if cut else attend()
         if self.autograd is not None and not output.requires_grad:
             output.requires_grad_()
+        self._run.computed_in.add(output.dtype)
         self._run.pending.append((arguments.detached(), output))
         return output
 
@@ -157,7 +158,7 @@ class AttentionRecorder:
             module=module,
             images=images.detach(),
             logits=logits.detach(),
-            passed=self._refusal(module, images, call) or self._run.as_seen(call),
+            passed=self._refusal(module, images, call) or self._run.as_seen(call, module, logits),
             hooks=frozenset(self._watched.changing),
             graph=None if self.autograd is None else Graph(images, logits, self._run.calls, self._run.outputs),
         )
@@ -214,8 +215,9 @@ class _Run:
     calls: list[list[AttentionCall]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
     pending: list[tuple[AttentionArguments, Tensor]] = field(default_factory=list)  # of the block that runs
+    computed_in: set[torch.dtype] = field(default_factory=set)
 
-    def as_seen(self, call: _Open) -> Pass:
+    def as_seen(self, call: _Open, module: nn.Module, logits: Tensor) -> Pass:
         """What a trace keeps of it."""
         assert self.prefix is not None  # the last block has ended
         assert self.last_input is not None
@@ -228,6 +230,7 @@ class _Run:
             self.last_output,
             tuple(self.calls_per_block),
             self.readings,
+            coarsest(module, logits, *self.computed_in),
         )
 
 

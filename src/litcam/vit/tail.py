@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from litcam.errors import UnsupportedModelError
 from litcam.vit.context import eager, frozen
 from litcam.vit.model import ViT
+from litcam.vit.precision import tolerance
 
 _DIMMED = 0.7
 
@@ -31,6 +32,7 @@ def run_tail(vit: ViT, module: nn.Module, images: Tensor, answer: Callable[[Tens
     """
     with ExitStack() as context:
         context.enter_context(_skipped(vit.blocks, answer))
+        context.enter_context(torch.autocast(images.device.type, enabled=False))
         context.enter_context(eager())
         context.enter_context(frozen(module))
         try:
@@ -51,13 +53,13 @@ def foreign_image(images: Tensor) -> Tensor:
     return (pixels[order] * _DIMMED).view(1, *images.shape[1:])
 
 
-def agree(again: Tensor, recorded: Tensor) -> bool:
-    """Whether logits are equal within the rounding of the coarser dtype (of the autocast forward, say)."""
+def agree(again: Tensor, recorded: Tensor, precision: torch.dtype | None = None) -> bool:
+    """Whether logits are equal within the rounding of a precision; of that of the recorded ones if none is given."""
     if again.shape != recorded.shape:
         return False
-    tolerance = 1e-3 if recorded.dtype in (torch.float32, torch.float64) else 0.1
     error = (again.double() - recorded.double()).abs().amax()
-    return bool(error <= tolerance * recorded.double().abs().amax()) or not bool(recorded.isfinite().all())
+    most = tolerance(precision or recorded.dtype) * recorded.double().abs().amax()
+    return bool(error <= most) or not bool(recorded.isfinite().all())
 
 
 @contextmanager

@@ -79,6 +79,7 @@ class Pass:
         calls_per_block: how many self-attention calls each block made; parallel blocks make several.
         readings: what each reader made of the attention of every block, first block first; tensors with the batch in
             front.
+        precision: the coarsest that it computed in: under autocast, other than that of tokens and logits.
     """
 
     embedded: tuple[int, int] | None
@@ -88,6 +89,7 @@ class Pass:
     last_output: Tensor
     calls_per_block: tuple[int, ...]
     readings: Mapping[Hashable, Sequence[Any]]
+    precision: torch.dtype
 
 
 @dataclass
@@ -186,7 +188,7 @@ class AttentionTrace:
         if self._proven.readout is None:
             tokens = self.last_output.to(self.vit.dtype)
             with self._apart():
-                self._proven.readout = observe_readout(self.vit, self.module, self.images, tokens, self.logits)
+                self._proven.readout = observe_readout(self.vit, self.module, self.images, tokens, self.agrees)
         return self._proven.readout
 
     def check_features(self) -> None:
@@ -202,7 +204,11 @@ class AttentionTrace:
         if self._proven.readout is None:
             tokens = self.last_output.to(self.vit.dtype)
             with self._apart(), torch.no_grad():
-                check_tail(self.vit, self.module, self.images, tokens, self.logits)
+                check_tail(self.vit, self.module, self.images, tokens, self.agrees)
+
+    def agrees(self, logits: Tensor) -> bool:
+        """Whether logits are the recorded ones, within the rounding of the forward that was recorded."""
+        return agree(logits.detach(), self.logits, self.run.precision)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -266,7 +272,7 @@ class AttentionTrace:
             return None
         with AttentionMode(lambda arguments, attend: next(answers)):
             logits = self._again({0: BlockInput(prefix, (), {})}, skim=True)
-        return logits if logits is not None and agree(logits.detach(), self.logits) else None
+        return logits if logits is not None and self.agrees(logits) else None
 
     def resume(
         self,
@@ -277,7 +283,7 @@ class AttentionTrace:
     ) -> Tensor | None:
         """Logits [R, C] of tokens [R, N or P, D] that enter the last block in place of the recorded ones.
 
-        To be relied on only once it has led to the recorded logits, by :func:`agree` or :meth:`resume_as_recorded`.
+        To be relied on only once it has led to the recorded logits, by :meth:`agrees` or :meth:`resume_as_recorded`.
 
         Args:
             tokens: R may be other than B; with P prefix tokens alone, ``handle`` has to answer the attention.
@@ -323,7 +329,7 @@ class AttentionTrace:
         tokens = self.last_input.tokens.to(self.vit.dtype)
         for skim in (True, False):
             logits = self.resume(tokens, handle, features, skim)
-            if logits is not None and agree(logits.detach(), self.logits):
+            if logits is not None and self.agrees(logits):
                 return logits, skim
         raise UnsupportedModelError(
             f"{type(self.module).__name__} gives other logits when its last block runs again on the same tokens; "
@@ -333,7 +339,7 @@ class AttentionTrace:
     def finish(self, tokens: Tensor) -> Tensor | None:
         """Logits [R, C] of tokens [R, n, D] that leave the last block in place of the recorded ones.
 
-        To be relied on only once it has led to the recorded logits, by :func:`agree`.
+        To be relied on only once it has led to the recorded logits, by :meth:`agrees`.
 
         Args:
             tokens: R may be other than B; n may be P where the head reads prefix tokens alone.
@@ -393,6 +399,7 @@ class AttentionTrace:
                 hooks.callback(block.register_forward_pre_hook(in_this_thread(hook(index)), with_kwargs=True).remove)
             hooks.enter_context(eager())
             hooks.enter_context(frozen(self.module))
+            hooks.enter_context(torch.autocast(self.images.device.type, enabled=False))
             image = foreign_image(self.images)
             try:
                 logits = self.module(image if skim else image.expand(len(self.images), -1, -1, -1))
