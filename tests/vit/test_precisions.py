@@ -98,9 +98,9 @@ def test_images_in_half_precision_are_explained_by_a_net_in_single_precision(nam
     assert torch.equal(explainer(images, [0, 1, 2]).heatmaps, explainer(images.float(), [0, 1, 2]).heatmaps)
 
 
-@pytest.mark.parametrize("name", ["agcam", "rollout"])
+@pytest.mark.parametrize("name", ["agcam", "generic_attention", "rollout"])
 def test_autocast_that_the_net_cannot_run_under_is_named(name: str) -> None:
-    net = make_net("class_token").half()
+    net = make_net("average_pooled").half()
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="does not run under autocast"):
         create(name, net)(make_images(net))
 

@@ -78,10 +78,8 @@ class Explainer(ABC):
         """
         images = check_images(self.vit, images)
         some = images if len(images) else images.new_zeros(1, *images.shape[1:])  # shows an empty batch's grid, classes
-        with one_at_a_time(self.vit.net):
-            with fitting(self.vit.root, some):
-                trace = self.trace(some)
-            return self.explain(trace.select(torch.arange(len(images))), targets)
+        with one_at_a_time(self.vit.net), fitting(self.vit.root, some):
+            return self.explain(self.trace(some).select(torch.arange(len(images))), targets)
 
     def trace(self, images: Tensor) -> AttentionTrace:
         """The one forward that a call explains."""

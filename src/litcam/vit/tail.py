@@ -32,7 +32,6 @@ def run_tail(vit: ViT, module: nn.Module, images: Tensor, answer: Callable[[Tens
     """
     with ExitStack() as context:
         context.enter_context(_skipped(vit.blocks, answer))
-        context.enter_context(torch.autocast(images.device.type, enabled=False))
         context.enter_context(eager())
         context.enter_context(frozen(module))
         try:

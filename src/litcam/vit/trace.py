@@ -212,8 +212,9 @@ class AttentionTrace:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """For forwards that are not the user's."""
-        with evaluating(self.vit.root), quiet_hooks(self.vit.root, self.hooks):
+        """For forwards that are not the user's: in the precision of the weights, unseen by hooks."""
+        exact = torch.autocast(self.images.device.type, enabled=False)
+        with evaluating(self.vit.root), quiet_hooks(self.vit.root, self.hooks), exact:
             yield
 
     def scores(self, logits: Tensor) -> Tensor:
