@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ EXPLAINERS = [*litcam.list_explainers(), "captum:IntegratedGradients", "captum:G
 REFUSE_HALF = {"reciprocam", "relevance", "token_dropping", "captum:Occlusion"}  # made of small differences
 NO_SHAPE = {"uniform", "random"}  # constant; noise that follows from the pixels, which half precision rounds
 QUICK: dict[str, dict[str, Any]] = {
-    "rise": {"num_masks": 64, "cells": 3},
+    "rise": {"num_masks": 32, "cells": 3},
     "captum:IntegratedGradients": {"n_steps": 4},
     "captum:GradientShap": {"n_samples": 3},
 }
@@ -39,8 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("name", "kind"), pairs)
 
 
-def liveliest(name: str, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+@cache
+def liveliest(name: str, kind: str) -> tuple[Tensor, Tensor]:
     """Of each image the class with the most uneven map, and that map [B, H·W]: some classes have constant ones."""
+    net = make_net(kind)
+    images = make_images(net)
     maps = create(name, net)(images, torch.arange(7).expand(len(images), -1)).heatmaps.flatten(2)
     classes = maps.std(-1).argmax(1)
     return classes, maps[torch.arange(len(images)), classes]
@@ -54,7 +58,7 @@ def correlation(maps: Tensor, others: Tensor) -> float:
 def test_double_precision_gives_the_maps_of_single_precision(name: str, kind: str) -> None:
     net = make_net(kind)
     images = make_images(net)
-    targets, expected = liveliest(name, net, images)
+    targets, expected = liveliest(name, kind)
     within = 1e-3 if name == "relevance" else 1e-5  # its rules enlarge the rounding of single precision
     double = create(name, copy.deepcopy(net).double())
     for given in (images.double(), images):
@@ -81,7 +85,7 @@ def test_half_precision_gives_the_map_or_says_that_it_is_too_coarse(
         with pytest.raises(UnsupportedModelError, match=rf"^{name} is made of differences that {precision} is too co"):
             explainer(images, [0, 1, 2])
         return
-    targets, expected = liveliest(name, net, images)
+    targets, expected = liveliest(name, kind)
     for given in (images, images.to(precision)):
         explanation = explainer(given, targets)
         assert explanation.heatmaps.dtype == torch.float32
@@ -161,7 +165,7 @@ class FloatStem(nn.Module):
 def test_a_module_in_two_precisions_is_explained(name: str, module: type[nn.Module]) -> None:
     net = make_net("class_token")
     images = make_images(net)
-    targets, expected = liveliest(name, net, images)
+    targets, expected = liveliest(name, "class_token")
     mixed = create(name, module(copy.deepcopy(net).bfloat16()))
     for given in (images, images.bfloat16()):
         assert correlation(mixed(given, targets).heatmaps.flatten(1), expected) > 0.99
@@ -172,7 +176,7 @@ def test_logits_that_are_cast_to_single_precision_after_autocast_are_the_recorde
         return
     net = make_net(kind)
     images = make_images(net)
-    targets, expected = liveliest(name, net, images)
+    targets, expected = liveliest(name, kind)
     explainer = create(name, FloatLogits(net))
     with torch.autocast("cpu", torch.bfloat16):
         inside = explainer(images, targets)
