@@ -45,10 +45,10 @@ def checks_of(net: nn.Module, images: Tensor) -> dict[str, Callable[[], object]]
 
     def tail() -> None:
         with torch.no_grad():
-            check_tail(vit, net, images, tokens, trace.logits)
+            check_tail(vit, net, images, tokens, trace.agrees)
 
     return {
-        "readout": lambda: observe_readout(vit, net, images, tokens, trace.logits),
+        "readout": lambda: observe_readout(vit, net, images, tokens, trace.agrees),
         "tail": tail,
         "place, the first time": place_anew,
         "place, afterwards": place,

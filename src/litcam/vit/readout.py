@@ -138,9 +138,8 @@ def observe_readout(
         if found is None or not made:
             raise _refusal(module, _MORE)
         if tokens is not None and agrees is not None and not agrees(found[:-2]):
-            check_tail(
-                vit, module, images, tokens, agrees
-            )  # quantised layers share a scale over what they get together
+            # Once more by themselves: quantised layers share a scale over all that they get together.
+            check_tail(vit, module, images, tokens, agrees)
         jacobians = _jacobians(found[-2:], made[0])
         if jacobians is not None and not bool(jacobians.any()):
             with _Unzeroed():
