@@ -55,11 +55,11 @@ class RawAttention(Explainer):
         rows = call.scores(readout.rows)  # [B, H, R, N]
         rows = rows.softmax(-1) if self.normalize == "softmax" else rows.sigmoid()
         weights = readout.of_rows(rows)
-        return (weights @ rows).sum(1), readout.weights.expand(len(rows), -1)  # [B, N] both
+        return (weights @ rows).sum(1), readout.weights.to(rows.device).expand(len(rows), -1)  # [B, N] both
 
     def heatmaps(self, trace: AttentionTrace, targets: Tensor) -> Tensor:
         readings = trace.readings.get(self, [None])
-        weights = trace.readout.weights
+        weights = trace.readout.weights.to(trace.logits.device)
         if any(reading is None or not torch.equal(reading[1][0], weights) for reading in readings):
             # The tokens were not known, or others, when the forward ran; now they are.
             trace = record(replace(self.vit, root=trace.module), trace.images, self.readers)
