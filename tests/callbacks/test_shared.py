@@ -38,7 +38,7 @@ from litcam.callbacks.monitor import ExplanationMonitor
 from litcam.callbacks.shared import Explained
 from litcam.data.batch import collate
 from litcam.errors import UnsupportedModelError
-from litcam.explainers import Explainer
+from litcam.explainers import Explainer, create_explainer
 
 
 class Watched(ExplanationMonitor):
@@ -388,6 +388,20 @@ def test_a_step_that_prepares_its_images_is_explained_at_the_images_that_the_net
     [explained] = watched.explained
     assert torch.equal(explained.trace.images, batch["image"] * 4 - 2)
     torch.testing.assert_close(explained.explanation.logits, module.eval()(batch["image"] * 4 - 2))
+
+
+@pytest.mark.parametrize("explainer", ["raw_attention", "rollout", "generic_attention", "legrad"])
+@pytest.mark.parametrize("kind", [CallsItsNet, HasNoForward, OwnHeadInTheStep, CallsItself])
+def test_methods_that_read_rows_give_what_they_give_by_themselves(
+    tmp_path: Path, kind: type[UserModule], explainer: str
+) -> None:
+    module, watched = kind(), Watched(explainer=explainer)
+    make_trainer(tmp_path, [watched]).validate(module, loader(batch_size=11), verbose=False)
+    [explained] = watched.explained
+    [batch] = batches_of(loader(batch_size=11))
+    whole = nn.Sequential(module.net, module.head) if isinstance(module, OwnHead) else module.net
+    expected = create_explainer(explainer, whole.eval())(batch["image"], batch["label"])
+    torch.testing.assert_close(explained.explanation.heatmaps, expected.heatmaps, rtol=1e-4, atol=1e-6)
 
 
 class FlipsBeforeItsForward(UserModule):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from litcam.errors import check_choice
 from litcam.explainers.base import Explainer, check_layer, register
-from litcam.vit.readout import known_readout, look_first
+from litcam.vit.readout import known_readout, look_first, remember_readout
 from litcam.vit.recorder import record
 from litcam.vit.sdpa import AttentionCall
 from litcam.vit.trace import AttentionTrace
@@ -62,6 +62,7 @@ class RawAttention(Explainer):
         weights = trace.readout.weights.to(trace.logits.device)
         if any(reading is None or not torch.equal(reading[1][0], weights) for reading in readings):
             # The tokens were not known, or others, when the forward ran; now they are.
+            remember_readout(self.vit.root, trace.readout)
             trace = record(replace(self.vit, root=trace.module), trace.images, self.readers)
             readings = trace.readings[self]
         layers = torch.stack([rows for rows, _ in readings])  # [L, B, N]

@@ -88,6 +88,13 @@ def known_readout(module: nn.Module, count: int | None = None) -> Readout | None
     return seen.get(count) if count is not None else next(reversed(seen.values()), None)
 
 
+def remember_readout(module: nn.Module, readout: Readout) -> None:
+    """Keep what was observed, as the latest of a module."""
+    seen = _known.setdefault(module, {})
+    seen.pop(len(readout.weights), None)
+    seen[len(readout.weights)] = readout
+
+
 def may_replay(vit: ViT) -> bool:
     """Whether the logits read prefix tokens alone, as far as is known; a replay proves it."""
     readout = known_readout(vit.root)
@@ -146,9 +153,7 @@ def observe_readout(
                 found = run_tail(vit, module, images, answer)
             jacobians = None if found is None else _jacobians(found[-2:], made[0])
     readout = _by_values(vit, module, images, tokens) if jacobians is None else _features(module, jacobians)
-    seen = _known.setdefault(module, {})
-    seen.pop(len(readout.weights), None)
-    seen[len(readout.weights)] = readout  # the latest is the last
+    remember_readout(module, readout)
     return readout
 
 
