@@ -1,7 +1,7 @@
 """How far maps in single precision are from those in double precision, with real weights and photographs.
 
-python benchmarks/precision.py --images photographs --methods relevance agcam --model vit_small_patch14_dinov2.lvd142m \
-    --img_size 224 --weights dinov2.safetensors
+python benchmarks/precision.py --images photographs --methods relevance relevance:double=true agcam \
+   --model vit_small_patch14_dinov2.lvd142m --img_size 224 --weights dinov2.safetensors
 
 Weights are a state_dict as safetensors; a head that they leave out is random, of a fixed seed. Without them all of the
 net is. Printed are, per method, the median and the largest of max|m32 - m64| / max|m64| over the images, and the

@@ -261,6 +261,30 @@ def test_in_double_precision_a_net_has_the_map_of_its_double(kind: str) -> None:
         assert torch.equal(Relevance(net, double=True).explain(trace, targets).heatmaps, expected)
 
 
+@pytest.mark.parametrize("kind", ["class_token", "distilled", "average_pooled"])
+def test_double_restores_the_digits_that_a_token_near_zero_costs(kind: str) -> None:
+    net = make_net(kind)
+    images, targets = make_images(net, 1), [1]
+    bring_a_token_near_zero(net, images)
+    single, double = (Relevance(net, double=double)(images, torch.tensor(targets)).heatmaps for double in (False, True))
+    expected = walk_slowly(net.double(), images.double(), targets)
+    assert deviation(single, expected) > 2e-3
+    assert deviation(double, expected) < 1e-3
+
+
+def bring_a_token_near_zero(net: nn.Module, images: Tensor) -> None:
+    """Shift the bias of every attention so that one value of one token is rounding alone after it."""
+    seen: list[Tensor] = []
+    for block in net.double().blocks:
+        hook = block.norm2.register_forward_pre_hook(lambda norm, arguments: seen.append(arguments[0].detach()))
+        net(images.double())
+        hook.remove()
+        bias = block.attn.proj.bias.data
+        bias[3] -= seen[-1][0, -1, 3]
+        bias.copy_(bias.float())
+    net.float()
+
+
 def test_one_forward_is_enough() -> None:
     net = make_net("class_token")
     images = make_images(net)
