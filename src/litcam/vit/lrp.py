@@ -72,7 +72,7 @@ def share_sum(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of two tensors, such as a skip connection and its branch: to each by its contribution (section 3.2).
 
     R_a = a⊙R/(a + b), R_b likewise; then both are scaled so that their totals stand as |ΣR_a| : |ΣR_b| and add up to
-    ΣR, each image for itself. A summand whose relevance totals 0 gets none.
+    ΣR, each image for itself. A summand whose relevance totals 0 gets none. Computed in the summands' precision.
 
     Args:
         a: [B, …]
@@ -88,8 +88,8 @@ def share_sum(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     total, total_a, total_b = (part.sum(rest, keepdim=True) for part in (relevance, of_a, of_b))
     per_unit = safe_divide(total, total_a.abs() + total_b.abs())
     return (
-        of_a.mul_(safe_divide(total_a.abs() * per_unit, total_a)),
-        of_b.mul_(safe_divide(total_b.abs() * per_unit, total_b)),
+        of_a.mul_(safe_divide(total_a.abs() * per_unit, total_a)).to(relevance.dtype),
+        of_b.mul_(safe_divide(total_b.abs() * per_unit, total_b)).to(relevance.dtype),
     )
 
 
