@@ -23,7 +23,7 @@ from litcam.vit.lrp import share_linear, share_mean, share_product, share_sum
 from litcam.vit.model import ViT
 from litcam.vit.readout import Readout
 from litcam.vit.recorder import record
-from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode
+from litcam.vit.sdpa import AttentionArguments, AttentionCall, AttentionMode, full
 from litcam.vit.tail import agree
 from litcam.vit.threads import in_this_thread
 from litcam.vit.trace import AttentionTrace
@@ -134,12 +134,12 @@ class _LinearCall:
 
     def share(self, relevance: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         """Relevance [K, B, …, I] of the input from that of the output, [K, B, …, O]; rows choose tokens of both."""
-        x, weight = _full(self.input[:, rows]), _full(self.weight)
+        x, weight = full(self.input[:, rows]), full(self.weight)
         if self.output._version != self.version:
             product = F.linear(x, weight)
         else:
-            output = _full(self.output[:, rows])
-            product = output if self.bias is None else output - _full(self.bias)
+            output = full(self.output[:, rows])
+            product = output if self.bias is None else output - full(self.bias)
         return share_linear(x, weight, product, relevance)
 
     def mirrored(self) -> "_LinearCall":
@@ -332,11 +332,6 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).mean(0)
 
 
-def _full(tensor: Tensor) -> Tensor:
-    """The tensor in at least single precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The walk
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,11 +348,11 @@ def _walk(forward: _Forward, targets: Tensor, start: int, gradients: Sequence[Te
     """
     rows: slice | Tensor = forward.readout.rows  # in the last block no other token has relevance
     relevance = _head_relevance(forward, targets)  # [K, B, R, D]
-    own = forward.readout.row(_full(forward.tokens[..., 0]))  # of I, kept apart: it would drown what is added
+    own = forward.readout.row(full(forward.tokens[..., 0]))  # of I, kept apart: it would drown what is added
     gained = own.new_zeros(len(relevance), *own.shape)  # [K, B, N]
     for index in reversed(range(start, len(forward.blocks))):
         block, gradient = forward.blocks[index], gradients[index - start]
-        before, between, after = (_full(tokens[:, rows]) for tokens in block.tokens)
+        before, between, after = (full(tokens[:, rows]) for tokens in block.tokens)
         skip, branch = share_sum(between, after - between, relevance)
         skip, branch = share_sum(before, between - before, skip + block.fc1.share(block.fc2.share(branch, rows), rows))
         heads = block.proj.share(branch, rows).unflatten(-1, (gradient.shape[2], -1)).transpose(2, 3)  # [K, B, H, R, d]
@@ -374,14 +369,14 @@ def _head_relevance(forward: _Forward, targets: Tensor) -> Tensor:
     """Relevance [K, B, R, D] of the tokens that the head reads, before the final norm."""
     mirror = forward.logits.shape[1] == 1 and not forward.vit.regression
     heads = [head.mirrored() if mirror else head for head in forward.heads]
-    scores = F.one_hot(targets.T, heads[0].output.shape[1]).to(_full(forward.logits).dtype)  # [K, B, C]
+    scores = F.one_hot(targets.T, heads[0].output.shape[1]).to(full(forward.logits).dtype)  # [K, B, C]
     if len(heads) == 2:
-        half, other_half = (_full(head.output) / 2 for head in heads)
+        half, other_half = (full(head.output) / 2 for head in heads)
         parts = share_sum(half, other_half, scores)
         features = [head.share(part) for head, part in zip(heads, parts, strict=True)]
     else:
         features = [heads[0].share(scores)]  # [K, B, D]
-    tokens = _full(forward.tokens[:, forward.readout.rows])
+    tokens = full(forward.tokens[:, forward.readout.rows])
     weights = forward.readout.features[:, forward.readout.tokens].to(tokens)  # [F, R]
     return torch.stack([share_mean(tokens, *pair) for pair in zip(weights, features, strict=True)]).sum(0)
 
@@ -411,15 +406,15 @@ def _attention_relevance(
     at_once = max(1, elements // (classes * heads * length * tokens))  # images
     for first in range(0, batch, at_once):
         chunk = slice(first, first + at_once)
-        query, output = (_full(x[chunk, :, rows]) for x in (call.query, call.output))  # [b, H, R, d]
-        key, value = (_full(x[chunk]).transpose(-2, -1) for x in (call.key, call.value))  # [b, H, d, N]
+        query, output = (full(x[chunk, :, rows]) for x in (call.query, call.output))  # [b, H, R, d]
+        key, value = (full(x[chunk]).transpose(-2, -1) for x in (call.key, call.value))  # [b, H, d, N]
         scores = query @ key  # [b, H, R, N]
         biased = scores * call.scale
         if call.bias is not None:
             biased += call.bias.expand(batch, heads, tokens, tokens)[chunk, :, rows]
         attention = biased.softmax(-1).to(output.dtype)
         of_attention, of_value = share_product(attention, value.transpose(-2, -1), output, relevance[:, chunk])
-        weights = (_full(gradient[:, chunk, :, rows]) @ value).mul_(of_attention).relu_()  # (∇A ⊙ R_A)⁺ [K, b, H, R, N]
+        weights = (full(gradient[:, chunk, :, rows]) @ value).mul_(of_attention).relu_()  # (∇A ⊙ R_A)⁺ [K, b, H, R, N]
         step[:, chunk] = (row[:, chunk, None, None, rows] @ weights).sum((2, 3)) / heads
         if joined is not None:
             of_query, of_key = share_product(query, key, scores, of_attention)

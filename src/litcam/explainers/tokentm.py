@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from litcam.errors import UnsupportedModelError
 from litcam.explainers.base import Explainer, register
 from litcam.vit.gradients import AttentionGradient, attention_gradients
+from litcam.vit.hooks import first_argument
 from litcam.vit.model import ViT
 from litcam.vit.readout import Readout
 from litcam.vit.recorder import record
@@ -121,7 +122,7 @@ def _keeper(tokens: list[Tensor]) -> Any:
     """A hook that keeps the first argument of a module."""
 
     def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        tokens.append(next(iter((*arguments, *keywords.values()))).detach())
+        tokens.append(first_argument(arguments, keywords).detach())
 
     return in_this_thread(keep)
 

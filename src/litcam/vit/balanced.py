@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from litcam.errors import UnsupportedModelError
+from litcam.vit.hooks import first_argument
 from litcam.vit.model import ViT
 from litcam.vit.precision import tolerance
 from litcam.vit.sdpa import AttentionArguments
@@ -71,7 +72,7 @@ def balancing(vit: ViT) -> Iterator[BalancedForward]:
     mode = BalancedMode()
 
     def enter(block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        tokens = next(iter((*arguments, *keywords.values())))
+        tokens = first_argument(arguments, keywords)
         if mode.units is None:
             found.units = mode.units = Units.of(tokens.detach())
         found.inputs.append(tokens)

@@ -100,6 +100,11 @@ def without_backward_hooks() -> Iterator[None]:
         yield
 
 
+def first_argument(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """The first argument of a call that a hook sees, however it was given; None if there is none."""
+    return next(iter((*arguments, *keywords.values())), None)
+
+
 def _say_nothing(function: Function, *arguments: Any) -> None:
     return None
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from litcam.errors import UnsupportedModelError
 from litcam.vit.context import eager
+from litcam.vit.hooks import first_argument
 from litcam.vit.model import ViT
 from litcam.vit.threads import in_this_thread
 
@@ -146,10 +147,10 @@ class _Answers:
         entered: list[Tensor] = []
 
         def keep(embedding: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-            embedded.append(next(iter((*arguments, *keywords.values()))))
+            embedded.append(first_argument(arguments, keywords))
 
         def stop(block: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-            entered.append(next(iter((*arguments, *keywords.values()))))
+            entered.append(first_argument(arguments, keywords))
             raise _Entered
 
         with ExitStack() as context:

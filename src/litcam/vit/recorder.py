@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from litcam.errors import UnsupportedModelError
 from litcam.vit.balanced import balancing
 from litcam.vit.context import autograd_anywhere, eager, evaluating, frozen, unbroken
-from litcam.vit.hooks import watching_hooks, without_backward_hooks
+from litcam.vit.hooks import first_argument, watching_hooks, without_backward_hooks
 from litcam.vit.model import SUPPORTED, ViT
 from litcam.vit.patches import PatchEmbeddingMode
 from litcam.vit.precision import coarsest, in_precision_of
@@ -77,11 +77,11 @@ class AttentionRecorder:
         self._hooks.close()
 
     def _open(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._calls_open.setdefault(module, []).append(_Open(_first(arguments, keywords)))
+        self._calls_open.setdefault(module, []).append(_Open(first_argument(arguments, keywords)))
 
     def _embed(self, embedding: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """See which images are cut into patches, for every call that is under way."""
-        embedded = _first(arguments, keywords)
+        embedded = first_argument(arguments, keywords)
         if not isinstance(embedded, Tensor) or embedded.ndim != 4:
             return
         self.vit.check_size(embedded)
@@ -102,7 +102,7 @@ class AttentionRecorder:
         self.forwards += 1
         for call in self._all_open():
             call.runs += 1
-        tokens = _first(arguments, keywords)
+        tokens = first_argument(arguments, keywords)
         self._run = _Run(tokens[:, : self.vit.num_prefix_tokens].detach().clone(), {key: [] for key in self.readers})
         self._leave_mode()
         self._mode = ExitStack()
@@ -149,7 +149,7 @@ class AttentionRecorder:
         opened = self._calls_open.get(module)
         call = opened.pop() if opened else _Open(None)
         # Under DDP Lightning sends whole steps through the root's forward: their arguments are batches, not images.
-        images = _first(arguments, keywords)
+        images = first_argument(arguments, keywords)
         ran_on_images = isinstance(images, Tensor) and images.ndim == 4
         if not ran_on_images or not isinstance(logits, Tensor) or logits.ndim != 2:
             return
@@ -250,11 +250,6 @@ def _are_the_same(embedded: Tensor, images: Tensor) -> bool:
     if embedded.data_ptr() == images.data_ptr() and embedded.stride() == images.stride():
         return True
     return bool(torch.equal(embedded, images.to(embedded.dtype)))
-
-
-def _first(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """The first argument of a call, however it was given."""
-    return next(iter((*arguments, *keywords.values())), None)
 
 
 def record(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from litcam.errors import UnsupportedModelError
 from litcam.vit.context import eager, frozen
+from litcam.vit.hooks import first_argument
 from litcam.vit.model import ViT
 from litcam.vit.precision import tolerance
 
@@ -70,7 +71,7 @@ def _skipped(blocks: Sequence[nn.Module], answer: Callable[[Tensor], Tensor]) ->
         def run(*arguments: Any, **keywords: Any) -> Any:
             if threading.get_ident() != thread:
                 return forward(*arguments, **keywords)
-            return change(next(iter((*arguments, *keywords.values()))))
+            return change(first_argument(arguments, keywords))
 
         return run
 
